@@ -1,0 +1,180 @@
+# Every target installs what it lacks: system packages by apt when run as root (tools/bootstrap.sh), Python packages
+# by hash into .venv. docs/development.md explains the targets.
+
+VENV := .venv
+BIN := $(VENV)/bin
+EXTENSION := hyperplane/_native.abi3.so
+C_SOURCES := $(wildcard csrc/*.c)
+C_HEADERS := $(wildcard csrc/*.h)
+C_TESTS := $(wildcard tests/unit/c/*.c tests/fuzz/*.c)
+FUZZERS := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+FUZZ_SECONDS := 20
+PIP := $(BIN)/pip --disable-pip-version-check -qq
+PYTEST := $(BIN)/python -m pytest
+
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test bench bench-quick lint format lock build clean distclean
+.PHONY: need-demo need-test need-bench need-lint need-run test-plain test-sanitized test-fuzz test-system test-packaging
+.PHONY: lint-python lint-imports lint-c lint-shell sanitized
+
+help:
+	@echo "make demo         see it work, in under a minute (root)"
+	@echo "make test         all tests: unit, packet, sanitizers, fuzzing, system, packaging (root)"
+	@echo "make bench-quick  the main figures in two minutes (root);  make bench: all of them"
+	@echo "make lint         formatters, linters, types, imports, C warnings"
+	@echo "make build        the extension, into hyperplane/;  make format: rewrite the sources in the project's format"
+	@echo "make lock         new versions of all Python packages into requirements*.lock"
+	@echo "make clean        remove what was built;  make distclean: and .venv"
+
+demo: need-demo $(EXTENSION)
+	@$(BIN)/hyperplane-nat demo
+
+test: need-test test-plain test-sanitized test-fuzz test-system test-packaging
+	@echo "make test: everything passed"
+
+bench: need-bench $(EXTENSION) $(VENV)/all.stamp
+	@mkdir -p build/bench
+	@$(PYTEST) bench --timeout=1800 --benchmark-json=build/bench/bench.json
+
+bench-quick: need-bench $(EXTENSION) $(VENV)/all.stamp
+	@mkdir -p build/bench
+	@HYPERPLANE_BENCH=quick $(PYTEST) bench --benchmark-json=build/bench/quick.json
+
+lint: need-lint lint-python lint-imports lint-c lint-shell
+	@echo "make lint: clean"
+
+need-run need-demo need-test need-bench need-lint:
+	@tools/bootstrap.sh $(@:need-%=%)
+
+# --- Python environment and extension -------------------------------------------------------------------------------
+
+$(BIN)/python:
+	@echo "python: making $(VENV)"
+	@rm -rf $(VENV)
+	@python3 -m venv $(VENV)
+
+$(VENV)/run.stamp: requirements-run.lock | $(BIN)/python
+	@echo "python: installing what the program needs into $(VENV)"
+	@$(PIP) install --require-hashes -r $<
+	@touch $@
+
+$(VENV)/all.stamp: requirements.lock | $(VENV)/run.stamp
+	@echo "python: installing the tools of test, lint and bench into $(VENV)"
+	@$(PIP) install --require-hashes -r $<
+	@touch $@
+
+build: need-run $(EXTENSION)
+
+# The first time pip builds it and makes the command; afterwards only what changed is compiled.
+$(EXTENSION): $(C_SOURCES) $(C_HEADERS) csrc/build.py setup.py $(VENV)/run.stamp
+	@echo "build: compiling $@"
+	@if [ -x $(BIN)/hyperplane-nat ]; then $(BIN)/python setup.py -q build_ext --inplace; \
+	else $(PIP) install --no-index --no-deps --no-build-isolation --editable .; fi
+	@touch $@
+
+# --- tests ----------------------------------------------------------------------------------------------------------
+
+test-plain: need-test $(EXTENSION) $(VENV)/all.stamp
+	@echo "test: unit and packet"
+	@$(PYTEST) tests/unit tests/packet
+
+# The same tests in a mirror of the tree whose extension is built with the sanitizers, so that nothing there can
+# reach the plain build. PYTHONMALLOC=malloc puts red zones around the buffers that Python hands to C. The C unit
+# tests have a sanitized variant of their own; leaks are looked for there and while fuzzing, not in the interpreter.
+SANITIZE := address,undefined
+MIRROR := build/asan
+SANITIZERS = $(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libubsan.so)
+
+sanitized: need-test $(VENV)/all.stamp
+	@echo "build: compiling with -fsanitize=$(SANITIZE) into $(MIRROR)"
+	@mkdir -p $(MIRROR)
+	@rm -rf $(MIRROR)/tests && find $(MIRROR) -name '*.py*' -delete
+	@find hyperplane -name '*.py*' -not -name '*.pyc' -exec cp -p --parents {} $(MIRROR) \;
+	@cp -pr csrc tests pyproject.toml $(MIRROR)
+	@HYPERPLANE_SANITIZE=$(SANITIZE) $(BIN)/python setup.py -q build_ext --build-lib $(MIRROR) \
+		--build-temp $(MIRROR)/temp
+
+test-sanitized: sanitized
+	@echo "test: unit and packet under -fsanitize=$(SANITIZE)"
+	@cd $(MIRROR) && LD_PRELOAD="$(SANITIZERS)" PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
+		UBSAN_OPTIONS=print_stacktrace=1 $(CURDIR)/$(PYTEST) tests/unit tests/packet --ignore=tests/unit/test_c_units.py
+
+test-fuzz: need-test $(FUZZERS:%=build/fuzz/%)
+	@for fuzzer in $(FUZZERS); do \
+		echo "test: $$fuzzer for $(FUZZ_SECONDS) s"; \
+		corpus=build/fuzz/corpus/$$fuzzer; seeds=tests/fuzz/corpus/$$fuzzer; mkdir -p $$corpus; [ -d $$seeds ] || seeds=; \
+		build/fuzz/$$fuzzer -max_total_time=$(FUZZ_SECONDS) -timeout=10 -max_len=4096 -verbosity=0 -print_final_stats=1 \
+			-artifact_prefix=build/fuzz/ $$corpus $$seeds || exit 1; \
+	done
+
+build/fuzz/%: tests/fuzz/%.c $(C_SOURCES) $(C_HEADERS)
+	@mkdir -p build/fuzz
+	@echo "build: compiling $@"
+	@clang -std=gnu11 -O1 -g -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+		-Icsrc $< $(C_SOURCES) -luring -o $@
+
+test-system: need-test $(EXTENSION) $(VENV)/all.stamp
+	@echo "test: system"
+	@$(PYTEST) tests/system
+
+test-packaging: need-test $(VENV)/all.stamp
+	@echo "test: packaging"
+	@$(PYTEST) tests/packaging
+
+# --- lint -----------------------------------------------------------------------------------------------------------
+
+WARNINGS := -std=gnu11 -Icsrc -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
+	-Wpointer-arith -Wcast-qual -Wwrite-strings -Wundef -Wvla -Wformat=2 -Wnull-dereference -Werror
+PYTHON_SOURCES := hyperplane tests bench csrc/build.py setup.py
+
+lint-python: need-lint $(VENV)/all.stamp
+	@echo "lint: ruff"
+	@$(BIN)/ruff check --quiet $(PYTHON_SOURCES)
+	@$(BIN)/ruff format --quiet --diff $(PYTHON_SOURCES)
+	@echo "lint: mypy --strict"
+	@$(BIN)/mypy --no-error-summary --cache-dir=build/mypy hyperplane tests bench
+
+lint-imports: need-lint $(VENV)/all.stamp
+	@echo "lint: imports"
+	@$(BIN)/lint-imports --no-logo --no-cache
+
+# gcc sees different things at different optimization; the fuzzers and unit tests are held to the same warnings, but
+# that their functions need no prototypes.
+lint-c: need-lint
+	@echo "lint: clang-format"
+	@clang-format --dry-run -Werror $(C_SOURCES) $(C_HEADERS) $(C_TESTS)
+	@echo "lint: gcc and clang warnings"
+	@for file in $(C_SOURCES); do \
+		gcc -O3 $(WARNINGS) -fanalyzer -c $$file -o /dev/null && clang -O2 $(WARNINGS) -c $$file -o /dev/null || exit 1; \
+	done
+	@for file in $(C_TESTS); do \
+		gcc -O2 $(WARNINGS) -Wno-missing-prototypes -c $$file -o /dev/null && \
+		clang -O2 $(WARNINGS) -Wno-missing-prototypes -c $$file -o /dev/null || exit 1; \
+	done
+	@echo "lint: clang-tidy"
+	@printf '%s\n' $(C_SOURCES) $(C_TESTS) | \
+		xargs -P "$$(nproc)" -I{} clang-tidy --quiet {} -- -std=gnu11 -Icsrc 2>&1 | grep -v 'warnings generated\.$$' | \
+		{ ! grep . ; }
+
+lint-shell: need-lint
+	@echo "lint: shellcheck"
+	@shellcheck tools/*.sh .ci/run
+
+format: need-lint $(VENV)/all.stamp
+	@$(BIN)/ruff check --quiet --fix $(PYTHON_SOURCES)
+	@$(BIN)/ruff format --quiet $(PYTHON_SOURCES)
+	@clang-format -i $(C_SOURCES) $(C_HEADERS) $(C_TESTS)
+
+# --- the rest -------------------------------------------------------------------------------------------------------
+
+lock:
+	@tools/bootstrap.sh run
+	@tools/lock.sh
+
+clean:
+	@rm -rf build dist ./*.egg-info $(EXTENSION) .ruff_cache .mypy_cache .pytest_cache .hypothesis .benchmarks
+	@find hyperplane tests bench csrc -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	@rm -rf $(VENV)

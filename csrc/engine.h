@@ -1,0 +1,128 @@
+/* engine.h: what an engine is made of: links, one worker (more later), and what they count.
+ *
+ * A worker owns its flows, mappings, port slices and drop ring: nothing on the packet path is shared, so
+ * nothing there is locked. Links are the engine's; the worker reads their configuration, which changes
+ * only by commands that the worker itself carries out between two batches.
+ */
+#ifndef HP_ENGINE_H
+#define HP_ENGINE_H
+
+#include <pthread.h>
+#include <semaphore.h>
+
+#include "io.h"
+#include "mapping.h"
+#include "packet.h"
+#include "port.h"
+
+/* A link: a tunnel or an ENI. The first cache line is what every packet touches. */
+typedef struct hp_link {
+  uint8_t kind;     /* HP_LINK_* */
+  uint8_t draining; /* removed; its flows are being swept, its number is not given out yet */
+  uint8_t silent;
+  uint8_t udp_mapping;
+  uint32_t mtu;
+  uint64_t packets_in, bytes_in, packets_out, bytes_out;
+  uint32_t eni;     /* tunnel: its ENI's link number */
+  uint32_t address; /* tunnel: inside address; ENI: its first address */
+  uint32_t pool;    /* tunnel: which address of the ENI it uses first (RFC 4787 REQ-2) */
+  uint32_t tunnels; /* ENI: how many use it */
+  /* second line */
+  uint32_t max_flows;
+  uint32_t flows;      /* live, of a tunnel or an ENI */
+  uint32_t tokens;     /* refusals that may be sent now */
+  uint32_t tokens_at;  /* low 32 bits of ms when they were last filled up */
+  uint64_t drain_pass; /* the sweep pass after which a removed link has no flow left */
+  uint64_t flows_created, flows_ended, refusals_sent;
+  uint32_t address_count;
+  uint32_t addresses[HP_ENI_ADDRESSES]; /* hp_address numbers */
+  hp_timers timers;
+  uint64_t drops[HP_REASONS];
+} __attribute__((aligned(64))) hp_link;
+_Static_assert(offsetof(hp_link, max_flows) == 56, "a packet touches one line of a link");
+
+/* Pointers and descriptors of a link, which a region cannot hold. */
+typedef struct hp_link_local {
+  hp_rule *rules; /* ENI */
+  uint32_t rule_count;
+  int fd;   /* -1: none */
+  int gone; /* the I/O engine says that the device is no more */
+} hp_link_local;
+
+/* A change, carried out by the worker between two batches. */
+typedef struct hp_command {
+  int (*run)(struct hp_engine *engine, void *arguments, hp_error *error);
+  void *arguments;
+  hp_error *error;
+  int result;
+  sem_t done;
+} hp_command;
+
+enum { HP_COMMANDS = 64 };
+
+/* What the stages of a batch know of one packet: one cache line. */
+typedef struct hp_item {
+  hp_headers headers;
+  uint16_t candidates; /* slots of the home bucket whose tag fits */
+  uint8_t side;
+  uint8_t lookup; /* the key and hash are set */
+  hp_key key;
+  uint64_t hash;
+} __attribute__((aligned(64))) hp_item;
+_Static_assert(sizeof(hp_item) == 64, "an item is a cache line");
+
+typedef struct hp_worker {
+  struct hp_engine *engine;
+  hp_flow_table flows;
+  hp_mapping_table mappings;
+  hp_ports ports;
+  uint64_t now; /* CLOCK_BOOTTIME ms, of this batch */
+  /* sweep */
+  uint32_t cursor;
+  uint64_t pass; /* complete rounds */
+  uint64_t swept_at;
+  /* the drop ring */
+  hp_drop *drops;
+  uint64_t drop_mask;
+  uint64_t drop_count; /* written so far; readers load it */
+  hp_region drop_region;
+  /* the loop */
+  pthread_t thread;
+  const hp_io_ops *io_ops;
+  hp_io *io;
+  hp_io_counters io_counters;
+  uint64_t loops, batches;
+  hp_item items[HP_BATCH];
+} hp_worker;
+
+struct hp_engine {
+  hp_config config;
+  hp_link *links; /* by link number; 0 is never used */
+  hp_link_local *local;
+  hp_region link_region;
+  uint32_t links_used;  /* numbers below this have been given out */
+  uint32_t *free_links; /* a stack of numbers to use again */
+  uint32_t free_count;
+  uint32_t draining; /* links that wait for the sweep */
+  hp_worker worker;
+  /* commands: many callers, one worker */
+  pthread_mutex_t caller;
+  hp_command *ring[HP_COMMANDS];
+  uint32_t ring_head, ring_tail;
+  int wake;
+  int running;
+  int stop;
+  sem_t started;
+  hp_error start_error;
+};
+
+/* engine.c */
+/* Ends draining links whose pass has come. */
+void hp_links_drained(hp_engine *engine);
+int hp_engine_run(hp_engine *engine, int (*run)(hp_engine *, void *, hp_error *), void *arguments, hp_error *error);
+
+/* worker.c */
+int hp_worker_start(hp_engine *engine, hp_error *error);
+void hp_worker_stop(hp_engine *engine);
+
+#endif

@@ -1,0 +1,91 @@
+/* expire.c: what ends a flow: its idle timer, or the end of a link that it uses.
+ *
+ * A sweep goes round the flow numbers, a little in every turn of the loop, once a second or so in all. It
+ * reads one 32-bit deadline per flow, in a row; a flow is looked at only when that has passed. Traffic does
+ * not move the deadline: the sweep finds the flow refreshed then and sets the next one.
+ */
+#include "nat.h"
+
+#include "tcp.h"
+
+enum { DNS_PORT = 53 };
+
+uint32_t hp_flow_timeout(const hp_link *links, const hp_flow *flow) {
+  const hp_half *half = &flow->half[HP_INSIDE];
+  const hp_timers *timers = &links[half->out_link].timers;
+  switch ((uint8_t)half->key.link) {
+  case HP_ICMP:
+    return timers->icmp;
+  case HP_UDP:
+    return (half->key.ports & 0xffff) == DNS_PORT ? timers->dns : timers->udp;
+  default:
+    break;
+  }
+  switch (hp_flow_state(flow)) {
+  case HP_STATE_OPENING:
+    return timers->tcp_transitory;
+  case HP_STATE_ESTABLISHED:
+    return timers->tcp_established;
+  default:
+    return timers->tcp_closing;
+  }
+}
+
+uint32_t hp_flow_refreshed(const hp_flow *flow) {
+  uint32_t inside = flow->half[HP_INSIDE].last_seen, outside = flow->half[HP_OUTSIDE].last_seen;
+  if ((uint8_t)flow->half[HP_INSIDE].key.link == HP_UDP)
+    return inside; /* RFC 4787 REQ-6: an outsider cannot keep a mapping alive */
+  return (int32_t)(outside - inside) > 0 ? outside : inside;
+}
+
+void hp_flow_end(hp_worker *worker, uint32_t number) {
+  hp_link *links = worker->engine->links;
+  const hp_flow *flow = &worker->flows.flows[number];
+  hp_key outside = flow->half[HP_OUTSIDE].key;
+  uint32_t mapping = flow->half[HP_OUTSIDE].sequence;
+  hp_link *tunnel = &links[flow->half[HP_OUTSIDE].out_link], *eni = &links[flow->half[HP_INSIDE].out_link];
+  hp_flow_remove(&worker->flows, number);
+  hp_mapping ended;
+  if (mapping != HP_NONE && hp_mapping_drop(&worker->mappings, mapping, &ended)) {
+    int kind = (uint8_t)ended.link == HP_ICMP ? HP_PORTS_ICMP : HP_PORTS_UDP;
+    hp_port_give(&worker->ports, ended.address, kind, ended.outside_port, worker->now);
+  }
+  hp_port_ended(&worker->ports, &worker->flows, &outside);
+  tunnel->flows--;
+  tunnel->flows_ended++;
+  eni->flows--;
+  eni->flows_ended++;
+}
+
+/* Whether a flow that is due has really ended; sets its next deadline when not. */
+static bool is_over(hp_worker *worker, uint32_t number) {
+  const hp_link *links = worker->engine->links;
+  const hp_flow *flow = &worker->flows.flows[number];
+  if (!hp_flow_live(flow))
+    return false;
+  if (links[flow->half[HP_INSIDE].out_link].draining || links[flow->half[HP_OUTSIDE].out_link].draining)
+    return true;
+  uint32_t deadline = hp_flow_refreshed(flow) + hp_flow_timeout(links, flow);
+  worker->flows.cold[number].deadline = deadline;
+  return (int32_t)((uint32_t)worker->now - deadline) >= 0;
+}
+
+uint32_t hp_expire(hp_worker *worker, uint32_t budget) {
+  const hp_engine *engine = worker->engine;
+  uint32_t used = worker->flows.control->used, ended = 0;
+  for (; budget && worker->cursor < used; budget--) {
+    uint32_t number = worker->cursor++;
+    bool due = (int32_t)((uint32_t)worker->now - worker->flows.cold[number].deadline) >= 0;
+    if ((due || engine->draining) && is_over(worker, number)) {
+      hp_flow_end(worker, number);
+      ended++;
+    }
+  }
+  if (worker->cursor >= used) {
+    worker->cursor = 0;
+    worker->pass++;
+    if (engine->draining)
+      hp_links_drained(worker->engine);
+  }
+  return ended;
+}

@@ -1,0 +1,182 @@
+/* flow.c: the life of flows in their table.
+ *
+ * A number is free, taken (its flow is being filled in, nobody finds it), live (published in both
+ * indices), then free again. The order of writes makes a crash at any instruction repairable: the
+ * journal is written before a flow enters the indices or leaves them and cleared after, and a flow
+ * outside its transition is either in both indices or in none.
+ */
+#include "flow.h"
+
+#include <string.h>
+#include <sys/random.h>
+
+#define LOAD(word) __atomic_load_n(&(word), __ATOMIC_ACQUIRE)
+#define STORE(word, value) __atomic_store_n(&(word), (value), __ATOMIC_RELEASE)
+
+/* splitmix64: turns one reproducible seed into four. */
+static uint64_t spread(uint64_t *state) {
+  uint64_t z = (*state += 0x9e3779b97f4a7c15u);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+static int make_seed(uint64_t seed[4], uint64_t from, hp_error *error) {
+  if (from == 0) {
+    if (getrandom(seed, 32, 0) != 32)
+      return hp_fail(error, 0, "no random numbers for the flow table's hash: getrandom failed");
+    return 0;
+  }
+  for (int i = 0; i < 4; i++)
+    seed[i] = spread(&from);
+  return 0;
+}
+
+int hp_flow_table_new(hp_flow_table *table, uint32_t capacity, uint64_t seed, bool huge, hp_error *error) {
+  *table = (hp_flow_table){.flow_region.fd = -1, .cold_region.fd = -1, .control_region.fd = -1};
+  if (hp_region_new(&table->control_region, "hp-flow-control", sizeof(hp_flow_control), false, error) ||
+      hp_region_new(&table->flow_region, "hp-flows", (uint64_t)capacity * sizeof(hp_flow), huge, error) ||
+      hp_region_new(&table->cold_region, "hp-flows-cold", (uint64_t)capacity * sizeof(hp_flow_cold), huge, error) ||
+      hp_index_new(&table->index[HP_INSIDE], "hp-index-inside", capacity, huge, error) ||
+      hp_index_new(&table->index[HP_OUTSIDE], "hp-index-outside", capacity, huge, error) ||
+      make_seed(((hp_flow_control *)table->control_region.at)->seed, seed, error)) {
+    hp_flow_table_free(table);
+    return -1;
+  }
+  table->flows = table->flow_region.at;
+  table->cold = table->cold_region.at;
+  table->control = table->control_region.at;
+  table->control->capacity = capacity;
+  memcpy(table->seed, table->control->seed, sizeof table->seed);
+  return 0;
+}
+
+void hp_flow_table_free(hp_flow_table *table) {
+  hp_index_free(&table->index[HP_INSIDE]);
+  hp_index_free(&table->index[HP_OUTSIDE]);
+  hp_region_free(&table->cold_region);
+  hp_region_free(&table->flow_region);
+  hp_region_free(&table->control_region);
+  *table = (hp_flow_table){0};
+}
+
+uint32_t hp_flow_find(const hp_flow_table *table, int side, const hp_key *key, uint64_t hash) {
+  hp_walk walk;
+  uint32_t number;
+  hp_index_begin(&table->index[side], hash, &walk);
+  while ((number = hp_index_next(&table->index[side], &walk)) != HP_NONE)
+    if (hp_key_equal(&table->flows[number].half[side].key, key))
+      return number;
+  return HP_NONE;
+}
+
+uint32_t hp_flow_take(hp_flow_table *table) {
+  hp_flow_control *control = table->control;
+  uint32_t number;
+  if (control->free_head) {
+    number = control->free_head - 1;
+    control->free_head = table->cold[number].next_free;
+  } else if (control->used < control->capacity) {
+    number = control->used;
+    STORE(control->used, number + 1);
+  } else {
+    return HP_NONE;
+  }
+  uint32_t *sequence = &table->flows[number].half[HP_INSIDE].sequence;
+  STORE(*sequence, *sequence | 1);
+  __atomic_thread_fence(__ATOMIC_RELEASE);
+  return number;
+}
+
+/* Makes the flow all zero but its sequence, which becomes even and new, and its number free. */
+static void give_back(hp_flow_table *table, uint32_t number) {
+  hp_flow *flow = &table->flows[number];
+  uint32_t sequence = flow->half[HP_INSIDE].sequence | 1;
+  STORE(flow->half[HP_INSIDE].sequence, sequence);
+  __atomic_thread_fence(__ATOMIC_RELEASE);
+  memset(&flow->half[HP_OUTSIDE], 0, sizeof(hp_half));
+  memset(&flow->half[HP_INSIDE], 0, offsetof(hp_half, sequence));
+  flow->half[HP_INSIDE].packets = 0;
+  flow->half[HP_INSIDE].bytes = 0;
+  STORE(flow->half[HP_INSIDE].sequence, sequence + 1);
+  table->cold[number].next_free = table->control->free_head;
+  table->control->free_head = number + 1;
+}
+
+void hp_flow_discard(hp_flow_table *table, uint32_t number) { give_back(table, number); }
+
+static uint64_t half_hash(const hp_flow_table *table, uint32_t number, int side) {
+  return hp_key_hash(table, &table->flows[number].half[side].key);
+}
+
+bool hp_flow_publish(hp_flow_table *table, uint32_t number, uint64_t now, uint32_t timeout) {
+  hp_flow *flow = &table->flows[number];
+  table->cold[number].started = now;
+  table->cold[number].deadline = (uint32_t)now + timeout;
+  STORE(table->control->journal, (uint64_t)number + 1);
+  STORE(flow->half[HP_INSIDE].sequence, flow->half[HP_INSIDE].sequence + 1);
+  uint64_t inside = half_hash(table, number, HP_INSIDE);
+  bool published = hp_index_insert(&table->index[HP_INSIDE], inside, number);
+  if (published && !hp_index_insert(&table->index[HP_OUTSIDE], half_hash(table, number, HP_OUTSIDE), number)) {
+    hp_index_remove(&table->index[HP_INSIDE], inside, number);
+    published = false;
+  }
+  if (published)
+    STORE(table->control->live, table->control->live + 1);
+  else
+    give_back(table, number);
+  STORE(table->control->journal, 0);
+  return published;
+}
+
+void hp_flow_remove(hp_flow_table *table, uint32_t number) {
+  STORE(table->control->journal, (uint64_t)number + 1);
+  hp_index_remove(&table->index[HP_INSIDE], half_hash(table, number, HP_INSIDE), number);
+  hp_index_remove(&table->index[HP_OUTSIDE], half_hash(table, number, HP_OUTSIDE), number);
+  give_back(table, number);
+  STORE(table->control->live, table->control->live - 1);
+  STORE(table->control->journal, 0);
+}
+
+bool hp_flow_read(const hp_flow_table *table, uint32_t number, hp_flow *copy, hp_flow_cold *cold) {
+  const hp_flow *flow = &table->flows[number];
+  for (int attempt = 0; attempt < 100; attempt++) {
+    uint32_t before = LOAD(flow->half[HP_INSIDE].sequence);
+    if (before & 1)
+      continue;
+    *copy = *flow;
+    *cold = table->cold[number];
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    if (LOAD(flow->half[HP_INSIDE].sequence) == before)
+      return hp_flow_live(copy);
+  }
+  return false;
+}
+
+static void clear_index(hp_index *index) {
+  memset(index->buckets, 0, index->count * sizeof(hp_bucket));
+  memset(index->passed, 0, index->count * sizeof(uint16_t));
+}
+
+uint32_t hp_flow_repair(hp_flow_table *table) {
+  hp_flow_control *control = table->control;
+  uint64_t broken = control->journal; /* number + 1 */
+  uint32_t lost = 0;
+  clear_index(&table->index[HP_INSIDE]);
+  clear_index(&table->index[HP_OUTSIDE]);
+  control->free_head = 0;
+  control->live = 0;
+  for (uint32_t number = control->used; number-- > 0;) {
+    hp_flow *flow = &table->flows[number];
+    bool whole = number + 1 != broken && (flow->half[HP_INSIDE].sequence & 1) == 0 && hp_flow_live(flow);
+    if (whole && hp_index_insert(&table->index[HP_INSIDE], half_hash(table, number, HP_INSIDE), number) &&
+        hp_index_insert(&table->index[HP_OUTSIDE], half_hash(table, number, HP_OUTSIDE), number)) {
+      control->live++;
+    } else {
+      lost += number + 1 == broken;
+      give_back(table, number);
+    }
+  }
+  STORE(control->journal, 0);
+  return lost;
+}

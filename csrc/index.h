@@ -1,0 +1,107 @@
+/* index.h: from a hash to a number: buckets of one cache line, 16 slots of 32 bits.
+ *
+ * A slot is a 7-bit tag of the hash over a 25-bit number + 1; 0 is free. The bucket of a hash is a
+ * multiply-shift, so the number of buckets is no power of two. A full bucket overflows to the next.
+ * Slot 15 is filled last, so "slot 15 is not free" means that a search must go on; `passed` counts
+ * for each bucket the numbers that were placed beyond it, so that removing the one in slot 15 leaves a
+ * tombstone only as long as something lies beyond. A removal moves nothing. Publishing or
+ * withdrawing a number is one aligned 32-bit store: a reader in another process sees it or does not.
+ */
+#ifndef HP_INDEX_H
+#define HP_INDEX_H
+
+#include <stdbool.h>
+
+#include "memory.h"
+
+enum { HP_SLOTS = 16, HP_TAG_SHIFT = 25 };
+#define HP_NUMBER_MASK 0x1ffffffu
+#define HP_TOMBSTONE 0x1ffffffu /* tag 0, number HP_MAX_FLOWS + 0: never given out */
+#define HP_NONE 0xffffffffu     /* "no such number" */
+
+typedef struct hp_bucket {
+  uint32_t slot[HP_SLOTS];
+} __attribute__((aligned(64))) hp_bucket;
+_Static_assert(sizeof(hp_bucket) == 64, "a bucket is a cache line");
+
+typedef struct hp_index {
+  hp_bucket *buckets;
+  uint16_t *passed;
+  uint64_t count;
+  hp_region bucket_region;
+  hp_region passed_region;
+} hp_index;
+
+/* For `capacity` numbers at a load of 0.625. */
+int hp_index_new(hp_index *index, const char *name, uint32_t capacity, bool huge, hp_error *error);
+void hp_index_free(hp_index *index);
+
+static inline uint64_t hp_index_home(const hp_index *index, uint64_t hash) {
+  return (uint64_t)(((unsigned __int128)hash * index->count) >> 64);
+}
+static inline uint32_t hp_index_tag(uint64_t hash) { return (uint32_t)(hash & 0x7f) << HP_TAG_SHIFT; }
+
+/* The slots of a bucket whose tag fits, one bit each; free slots may be among them when the tag is 0. */
+#ifdef __SSE2__
+#include <emmintrin.h>
+static inline uint32_t hp_bucket_match(const hp_bucket *bucket, uint32_t tag) {
+  const __m128i want = _mm_set1_epi32((int)tag), mask = _mm_set1_epi32((int)~HP_NUMBER_MASK);
+  uint32_t bits = 0;
+  for (unsigned i = 0; i < 4; i++) {
+    __m128i four = _mm_load_si128((const __m128i *)(const void *)bucket->slot + i);
+    __m128i equal = _mm_cmpeq_epi32(_mm_and_si128(four, mask), want);
+    bits |= (uint32_t)_mm_movemask_ps(_mm_castsi128_ps(equal)) << (4 * i);
+  }
+  return bits;
+}
+#else
+static inline uint32_t hp_bucket_match(const hp_bucket *bucket, uint32_t tag) {
+  uint32_t bits = 0;
+  for (uint32_t i = 0; i < HP_SLOTS; i++)
+    bits |= (uint32_t)((bucket->slot[i] & ~HP_NUMBER_MASK) == tag) << i;
+  return bits;
+}
+#endif
+/* The number in a slot, or HP_NONE when it is free or a tombstone. */
+static inline uint32_t hp_slot_number(uint32_t slot) {
+  uint32_t number = slot & HP_NUMBER_MASK;
+  return number == 0 || slot == HP_TOMBSTONE ? HP_NONE : number - 1;
+}
+
+/* Walks all numbers that may belong to a hash: hp_index_begin(), then hp_index_next() until HP_NONE. */
+typedef struct hp_walk {
+  uint64_t bucket;
+  uint64_t left; /* buckets that may still be looked at: a walk ends after one round */
+  uint32_t tag;
+  uint32_t bits;
+} hp_walk;
+static inline void hp_index_begin(const hp_index *index, uint64_t hash, hp_walk *walk) {
+  walk->bucket = hp_index_home(index, hash);
+  walk->left = index->count;
+  walk->tag = hp_index_tag(hash);
+  walk->bits = hp_bucket_match(&index->buckets[walk->bucket], walk->tag);
+}
+static inline uint32_t hp_index_next(const hp_index *index, hp_walk *walk) {
+  for (;;) {
+    const hp_bucket *bucket = &index->buckets[walk->bucket];
+    while (walk->bits) {
+      uint32_t i = (uint32_t)__builtin_ctz(walk->bits);
+      walk->bits &= walk->bits - 1;
+      uint32_t number = hp_slot_number(bucket->slot[i]);
+      if (number != HP_NONE)
+        return number;
+    }
+    if (bucket->slot[HP_SLOTS - 1] == 0 || --walk->left == 0)
+      return HP_NONE;
+    if (++walk->bucket == index->count)
+      walk->bucket = 0;
+    walk->bits = hp_bucket_match(&index->buckets[walk->bucket], walk->tag);
+  }
+}
+
+/* False when no slot is left anywhere. The caller knows that the number is not in yet. */
+bool hp_index_insert(hp_index *index, uint64_t hash, uint32_t number);
+/* False when the number is not there. */
+bool hp_index_remove(hp_index *index, uint64_t hash, uint32_t number);
+
+#endif

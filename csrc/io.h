@@ -1,0 +1,66 @@
+/* io.h: how a worker gets packets from descriptors and back to them. Two engines behind one table of
+ * functions: io_uring (multishot reads into provided-buffer rings) and epoll.
+ *
+ * Buffers belong to the engine; a received packet holds one until it is sent or released. All calls
+ * come from the worker's thread, but open() and probe().
+ */
+#ifndef HP_IO_H
+#define HP_IO_H
+
+#include "memory.h"
+
+typedef struct hp_io hp_io;
+
+/* Links of one kind share receive buffers, so that a flood from tunnels leaves the ENIs theirs. */
+enum { HP_GROUP_TUNNELS = 0, HP_GROUP_ENIS = 1, HP_GROUPS = 2 };
+
+typedef struct hp_io_counters {
+  uint64_t packets;    /* received */
+  uint64_t writes;     /* write operations that took place */
+  uint64_t no_buffers; /* receives that ended for want of a buffer */
+} hp_io_counters;
+
+typedef struct hp_io_config {
+  uint32_t max_links;
+  uint32_t buffers; /* per group, a power of two */
+  int wake;         /* eventfd: readable means "come back from receive()" */
+  /* A queued packet could not be written: HP_OUTPUT_FULL or HP_OUTPUT_ERROR, of the link it was for. */
+  void (*failed)(void *context, uint32_t link, hp_reason reason);
+  /* The descriptor of a link is dead (device deleted): no more packets will come from it. */
+  void (*gone)(void *context, uint32_t link);
+  void *context;
+  hp_io_counters *counters;
+} hp_io_config;
+
+typedef struct hp_io_ops {
+  const char *name;
+  /* "" or why this engine cannot run here, in one line. */
+  const char *(*probe)(void);
+  /* Called by the worker's own thread. */
+  hp_io *(*open)(const hp_io_config *config, hp_error *error);
+  /* Frees everything, waits for what is under way. */
+  void (*close)(hp_io *io);
+  /* Starts receiving from fd. The caller keeps fd open until remove() has returned. */
+  int (*add)(hp_io *io, uint32_t link, int fd, int group, hp_error *error);
+  /* On return nothing refers to the descriptor any more: closing it is the caller's, and the last
+   * close of a TUN takes milliseconds, so it must not be this thread's. */
+  void (*remove)(hp_io *io, uint32_t link);
+  /* Up to HP_BATCH packets, sets .data .length .capacity .link .buffer of each. Waits at most
+   * timeout ms (-1: for ever, 0: not at all) for the first; returns early, perhaps with none, when
+   * woken. Clears the eventfd. Frames that fill the whole buffer come with .length == HP_BUFFER. */
+  uint32_t (*receive)(hp_io *io, hp_packet *packets, int timeout);
+  /* Takes the packet's buffer; packet->link is where to. Order is kept per link. */
+  void (*send)(hp_io *io, const hp_packet *packet);
+  /* Gives a buffer back unsent. */
+  void (*release)(hp_io *io, const hp_packet *packet);
+  /* All that was sent is on its way when this returns. */
+  void (*flush)(hp_io *io);
+} hp_io_ops;
+
+extern const hp_io_ops hp_io_uring;
+extern const hp_io_ops hp_io_epoll;
+
+/* HP_IO_URING or HP_IO_EPOLL for HP_IO_AUTO; NULL and *error filled when it cannot run here. */
+const hp_io_ops *hp_io_choose(uint32_t io, hp_error *error);
+
+#endif

@@ -1,0 +1,68 @@
+/* io_common.h: what the I/O engines share: receive buffers, the wake descriptor, error words.
+ *
+ * A buffer has a number; numbers of one group stand together. What must be known about a buffer while
+ * it is written is noted beside the buffers: a write owns a chain of them, named by its first buffer,
+ * and gives the whole chain back when it is done. Most chains have one member; coalesce.c makes longer
+ * ones.
+ */
+#ifndef HP_IO_COMMON_H
+#define HP_IO_COMMON_H
+
+#include <sys/uio.h>
+#include <time.h>
+
+#include "io.h"
+
+#define HP_NO_BUFFER UINT32_MAX
+
+enum { HP_READ_FAILURES = 8 }; /* reads of a link that fail in a row until it is given up */
+
+typedef struct hp_buffer_note {
+  uint32_t next;    /* in the chain, or HP_NO_BUFFER */
+  uint32_t length;  /* of the packet in it */
+  uint32_t link;    /* that the chain is for; noted at its head */
+  uint32_t packets; /* in the chain; noted at its head */
+} hp_buffer_note;
+
+typedef struct hp_buffers {
+  uint8_t *at;
+  hp_buffer_note *notes;
+  uint32_t per_group;
+  uint32_t count;
+} hp_buffers;
+
+/* Returns 0, or -1 with *error filled. */
+int hp_buffers_new(hp_buffers *buffers, uint32_t per_group, hp_error *error);
+void hp_buffers_free(hp_buffers *buffers);
+
+static inline uint8_t *hp_buffer(const hp_buffers *buffers, uint32_t number) {
+  return buffers->at + (size_t)number * HP_BUFFER;
+}
+static inline uint32_t hp_buffer_group(const hp_buffers *buffers, uint32_t number) {
+  return number / buffers->per_group;
+}
+
+/* A received packet in the caller's words. */
+static inline hp_packet hp_received(const hp_buffers *buffers, uint32_t number, uint32_t link, uint32_t length) {
+  return (hp_packet){
+      .data = hp_buffer(buffers, number), .length = length, .capacity = HP_BUFFER, .link = link, .buffer = number};
+}
+
+/* The chain as writev() wants it, at most HP_BATCH elements: the first packet whole, of the others what
+ * follows their headers. Returns the number of elements. */
+int hp_chain_vector(const hp_buffers *buffers, uint32_t head, struct iovec *vector);
+
+/* Whether a read or write failed because the device behind the descriptor is gone for good. */
+bool hp_io_is_gone(int code);
+/* Tells the caller what became of every packet of a chain. */
+void hp_chain_failed(const hp_io_config *config, const hp_buffers *buffers, uint32_t head, int code);
+/* Clears the eventfd; does not wait when it is clear. */
+void hp_io_clear_wake(int wake);
+/* CLOCK_MONOTONIC, milliseconds. */
+int64_t hp_io_clock(void);
+/* Whether an engine can start with it; -1 with *error filled if not. */
+int hp_io_check_config(const hp_io_config *config, hp_error *error);
+/* Whether link may be added with that descriptor and group; -1 with *error filled if not. */
+int hp_io_check_add(const hp_io_config *config, uint32_t link, int fd, int group, bool taken, hp_error *error);
+
+#endif

@@ -1,0 +1,73 @@
+/* link_tun.c: checks that a descriptor is a TUN as the engine needs it.
+ *
+ * Theory of operation. Every packet that the engine reads or writes stands behind a struct
+ * virtio_net_hdr, so that offloads (partial checksums, TSO, USO) pass through; nothing else is known
+ * about the other end. A TUN has these properties from TUNSETIFF on and for ever, but for the size and
+ * byte order of the header, which any holder of a duplicate can change at any time: set here, and never
+ * relied on for memory safety. Offloads are left as whoever opened the device set them: they say what
+ * that network may hand to us, and we take everything.
+ */
+#define _GNU_SOURCE
+#include "link.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/if.h>
+#include <linux/if_tun.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+#include "memory.h"
+
+enum { TUN_MAJOR = 10, TUN_MINOR = 200 }; /* Documentation/admin-guide/devices.txt: /dev/net/tun */
+
+static int check_file(int fd, hp_error *error) {
+  struct stat file;
+  int flags = fcntl(fd, F_GETFL);
+  if (flags < 0 || fstat(fd, &file))
+    return hp_fail(error, errno, "descriptor %d: %s; hand over an open TUN descriptor", fd, strerror(errno));
+  /* Other drivers answer TUNGETIFF too (macvtap), so the device number is looked at first. */
+  if (!S_ISCHR(file.st_mode) || file.st_rdev != makedev(TUN_MAJOR, TUN_MINOR))
+    return hp_fail(error, ENOTTY, "descriptor %d is not a TUN; open /dev/net/tun and attach it with TUNSETIFF", fd);
+  if ((flags & O_ACCMODE) != O_RDWR)
+    return hp_fail(error, EACCES, "descriptor %d cannot be both read and written; open /dev/net/tun with O_RDWR", fd);
+  if (fcntl(fd, F_SETFL, flags | O_NONBLOCK))
+    return hp_fail(error, errno, "descriptor %d: cannot make it non-blocking: %s", fd, strerror(errno));
+  return 0;
+}
+
+static int check_device(int fd, hp_error *error) {
+  struct ifreq device = {0};
+  if (ioctl(fd, TUNGETIFF, &device)) {
+    if (errno == EBADFD)
+      return hp_fail(error, errno, "descriptor %d has no device; attach it with TUNSETIFF, or its device was deleted",
+                     fd);
+    return hp_fail(error, errno, "descriptor %d: TUNGETIFF: %s", fd, strerror(errno));
+  }
+  device.ifr_name[IFNAMSIZ - 1] = 0;
+  int flags = device.ifr_flags & 0xffff;
+  if (flags & IFF_TAP)
+    return hp_fail(error, EINVAL, "device %s is a TAP; open it with IFF_TUN", device.ifr_name);
+  if (!(flags & IFF_TUN))
+    return hp_fail(error, EINVAL, "device %s is not a TUN; open it with IFF_TUN", device.ifr_name);
+  if (!(flags & IFF_NO_PI))
+    return hp_fail(error, EINVAL, "device %s puts struct tun_pi before packets; open it with IFF_NO_PI",
+                   device.ifr_name);
+  if (!(flags & IFF_VNET_HDR))
+    return hp_fail(error, EINVAL, "device %s has no virtio_net_hdr; open it with IFF_VNET_HDR", device.ifr_name);
+  if (flags & IFF_DETACH_QUEUE)
+    return hp_fail(error, EINVAL, "this queue of device %s is detached; attach it with TUNSETQUEUE", device.ifr_name);
+  return 0;
+}
+
+int hp_link_tun_check(int fd, hp_error *error) {
+  if (check_file(fd, error) || check_device(fd, error))
+    return -1;
+  int size = HP_VNET_HEADER, little_endian = 1;
+  if (ioctl(fd, TUNSETVNETHDRSZ, &size) || ioctl(fd, TUNSETVNETLE, &little_endian))
+    return hp_fail(error, errno, "descriptor %d: cannot set its virtio_net_hdr to %d bytes, little endian: %s", fd,
+                   size, strerror(errno));
+  return 0;
+}

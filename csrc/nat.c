@@ -1,0 +1,239 @@
+/* nat.c: a batch of packets, in three stages so that memory is waited for once per batch, not once per
+ * packet: all are parsed and hashed and their index lines prefetched; then the tags are compared and the
+ * flow lines prefetched; then each is translated, in order of arrival.
+ *
+ * A packet that finds its flow and needs nothing special is handled here; one without a flow goes to
+ * admit.c, an ICMP error to icmp.c, a TCP segment that opens, closes or resets to tcp.c.
+ */
+#include "nat.h"
+
+#include "tcp.h"
+
+enum { TTL_STEP = 0xfeff /* one's complement of 0x0100: what a TTL one lower changes in the sum */ };
+
+/* ---- stage 1 ---- */
+
+/* The key that the flow of this packet would have, ICMP ids in the place of the inside's port. */
+static void make_key(hp_item *item, uint32_t link) {
+  const hp_headers *h = &item->headers;
+  uint16_t source_port = h->source_port, destination_port = h->destination_port;
+  if (h->protocol == HP_ICMP && item->side == HP_OUTSIDE) {
+    destination_port = h->source_port;
+    source_port = 0;
+  }
+  item->key = (hp_key){.link = link << 8 | h->protocol,
+                       .source = h->source,
+                       .destination = h->destination,
+                       .ports = (uint32_t)source_port << 16 | destination_port};
+}
+
+/* An echo request passes outwards, a reply inwards; the other way nobody has asked. */
+static bool echo_runs_backwards(const hp_item *item) {
+  const hp_headers *h = &item->headers;
+  return h->protocol == HP_ICMP && (h->icmp_type == HP_ICMP_ECHO) != (item->side == HP_INSIDE);
+}
+
+static void classify(hp_worker *worker, hp_packet *packet, hp_item *item) {
+  hp_engine *engine = worker->engine;
+  item->lookup = 0;
+  packet->verdict = HP_DROP;
+  packet->reason = HP_REASON_NONE;
+  hp_link *link = &engine->links[packet->link];
+  hp_reason reason = hp_parse(packet->data, packet->length, &item->headers);
+  link->packets_in += reason == HP_REASON_NONE ? item->headers.segments : 1;
+  link->bytes_in += packet->length > HP_VNET_HEADER ? packet->length - HP_VNET_HEADER : 0;
+  item->side = link->kind == HP_LINK_TUNNEL ? HP_INSIDE : HP_OUTSIDE;
+  if (link->kind == HP_LINK_FREE || link->draining)
+    reason = HP_LINK_DETACHED;
+  else if (reason == HP_REASON_NONE && echo_runs_backwards(item) && !item->headers.icmp_error)
+    reason = HP_NO_FLOW;
+  if (reason != HP_REASON_NONE) {
+    hp_drop_packet(worker, packet, &item->headers, reason);
+    return;
+  }
+  packet->length = HP_VNET_HEADER + item->headers.total; /* padding ends here */
+  if (item->headers.icmp_error)
+    return;
+  make_key(item, packet->link);
+  item->hash = hp_key_hash(&worker->flows, &item->key);
+  item->lookup = 1;
+  const hp_index *index = &worker->flows.index[item->side];
+  __builtin_prefetch(&index->buckets[hp_index_home(index, item->hash)]);
+}
+
+/* ---- stage 2 ---- */
+
+static void probe(hp_worker *worker, hp_item *item) {
+  const hp_index *index = &worker->flows.index[item->side];
+  const hp_bucket *bucket = &index->buckets[hp_index_home(index, item->hash)];
+  uint32_t bits = hp_bucket_match(bucket, hp_index_tag(item->hash));
+  item->candidates = (uint16_t)bits;
+  if (!bits)
+    return;
+  uint32_t number = hp_slot_number(bucket->slot[__builtin_ctz(bits)]);
+  if (number != HP_NONE)
+    __builtin_prefetch(&worker->flows.flows[number].half[item->side], 1);
+}
+
+/* ---- stage 3 ---- */
+
+/* The candidates of stage 2 first: what they name may have changed within the batch, so the key
+ * decides; when none fits, the whole search. */
+static uint32_t find(const hp_worker *worker, const hp_item *item) {
+  const hp_index *index = &worker->flows.index[item->side];
+  const hp_bucket *bucket = &index->buckets[hp_index_home(index, item->hash)];
+  for (uint32_t bits = item->candidates; bits; bits &= bits - 1) {
+    uint32_t number = hp_slot_number(bucket->slot[__builtin_ctz(bits)]);
+    if (number != HP_NONE && hp_key_equal(&worker->flows.flows[number].half[item->side].key, &item->key))
+      return number;
+  }
+  return hp_flow_find(&worker->flows, item->side, &item->key, item->hash);
+}
+
+bool hp_nat_may_leave(hp_worker *worker, hp_packet *packet, const hp_item *item, const hp_link *out) {
+  const hp_headers *h = &item->headers;
+  if (out->kind == HP_LINK_FREE || out->draining) {
+    hp_drop_packet(worker, packet, h, HP_LINK_DETACHED);
+    return false;
+  }
+  if (h->ttl <= 1) {
+    hp_answer_packet(worker, packet, h, HP_TTL_EXCEEDED, HP_ICMP_TIME_EXCEEDED, 0, 0);
+    return false;
+  }
+  /* Without DF it goes on whole: a TUN takes any size, and the receiving kernel fragments where it must. */
+  if (h->segment > out->mtu && packet->data[HP_VNET_HEADER + 6] & 0x40) {
+    hp_answer_packet(worker, packet, h, HP_FRAGMENTATION_NEEDED, HP_ICMP_UNREACHABLE, HP_ICMP_FRAGMENTATION_NEEDED,
+                     out->mtu);
+    return false;
+  }
+  return true;
+}
+
+void hp_nat_leave(hp_worker *worker, hp_packet *packet, const hp_headers *h, uint32_t number) {
+  hp_link *out = &worker->engine->links[number];
+  out->packets_out += h->segments;
+  out->bytes_out += h->total;
+  packet->link = number;
+  packet->verdict = HP_FORWARD;
+}
+
+void hp_nat_hop(uint8_t *ip, uint16_t delta) {
+  ip[8]--;
+  hp_checksum_apply(ip + 10, hp_delta_add(delta, TTL_STEP));
+}
+
+/* The transport checksum of a packet whose address and port change. */
+static void fix_transport(uint8_t *l4, const hp_headers *h, const hp_half *half) {
+  uint8_t *checksum = l4 + (h->protocol == HP_ICMP ? 2 : hp_checksum_offset(h->protocol));
+  if (h->partial)
+    hp_partial_apply(checksum, half->delta_address);
+  else
+    hp_checksum_translate(checksum, h->protocol, half->delta_full);
+}
+
+/* Keeps of the virtio_net_hdr what parse_vnet() checked, and nothing else. */
+static void clean_vnet(uint8_t *data, const hp_headers *h) {
+  if (!h->partial) {
+    memset(data, 0, HP_VNET_HEADER);
+    return;
+  }
+  struct virtio_net_hdr vnet;
+  memcpy(&vnet, data, sizeof vnet);
+  vnet.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
+  vnet.hdr_len = (uint16_t)(h->header + h->transport);
+  memcpy(data, &vnet, sizeof vnet);
+}
+
+static void rewrite(hp_packet *packet, const hp_item *item, const hp_half *half) {
+  const hp_headers *h = &item->headers;
+  uint8_t *ip = packet->data + HP_VNET_HEADER, *l4 = ip + h->header;
+  hp_put32(ip + (item->side == HP_INSIDE ? 12 : 16), half->address);
+  if (h->protocol == HP_ICMP)
+    hp_put16(l4 + 4, half->port);
+  else
+    hp_put16(l4 + (item->side == HP_INSIDE ? 0 : 2), half->port);
+  fix_transport(l4, h, half);
+  hp_nat_hop(ip, half->delta_address);
+  clean_vnet(packet->data, h);
+}
+
+/* TCP beyond the steady path; false: the packet is dropped. */
+static bool track(hp_worker *worker, hp_packet *packet, const hp_item *item, uint32_t number) {
+  hp_flow *flow = &worker->flows.flows[number];
+  switch (hp_tcp_track(flow, item->side, packet->data, &item->headers)) {
+  case HP_TCP_PASS:
+    return true;
+  case HP_TCP_REFUSE:
+    hp_drop_packet(worker, packet, &item->headers, HP_NO_FLOW);
+    return false;
+  case HP_TCP_REOPEN: {
+    hp_reason reason = hp_admission(worker, packet, item);
+    if (reason != HP_REASON_NONE) {
+      hp_refuse_packet(worker, packet, &item->headers, reason);
+      return false;
+    }
+    hp_tcp_open(flow, packet->data, &item->headers);
+    break;
+  }
+  case HP_TCP_CHANGED:
+    break;
+  }
+  worker->flows.cold[number].deadline = (uint32_t)worker->now + hp_flow_timeout(worker->engine->links, flow);
+  return true;
+}
+
+static void clamp(hp_worker *worker, hp_packet *packet, const hp_item *item, const hp_link *out) {
+  uint32_t in_mtu = worker->engine->links[packet->link].mtu;
+  uint32_t mtu = in_mtu < out->mtu ? in_mtu : out->mtu;
+  uint32_t mss = mtu - HP_IPV4_HEADER - HP_TCP_HEADER;
+  hp_clamp_mss(packet->data, &item->headers, (uint16_t)(mss > 0xffff ? 0xffff : mss));
+}
+
+static void forward(hp_worker *worker, hp_packet *packet, const hp_item *item, uint32_t number) {
+  hp_half *half = &worker->flows.flows[number].half[item->side];
+  const hp_headers *h = &item->headers;
+  const hp_link *out = &worker->engine->links[half->out_link];
+  if (!hp_nat_may_leave(worker, packet, item, out))
+    return;
+  if (h->protocol == HP_TCP) {
+    if (h->tcp_flags & (HP_SYN | HP_FIN | HP_RST) || half->flags & HP_ATTENTION)
+      if (!track(worker, packet, item, number))
+        return;
+    hp_tcp_acknowledged(half, packet->data + HP_VNET_HEADER + h->header, h->tcp_flags);
+    if (h->tcp_flags & HP_SYN)
+      clamp(worker, packet, item, out);
+  }
+  rewrite(packet, item, half);
+  half->last_seen = (uint32_t)worker->now;
+  half->packets += h->segments;
+  half->bytes += h->total;
+  hp_nat_leave(worker, packet, h, half->out_link);
+}
+
+static void translate(hp_worker *worker, hp_packet *packet, const hp_item *item) {
+  if (!item->lookup) {
+    if (packet->reason == HP_REASON_NONE)
+      hp_icmp_error(worker, packet, item);
+    return;
+  }
+  uint32_t number = find(worker, item);
+  if (number == HP_NONE && item->side == HP_OUTSIDE) {
+    hp_drop_packet(worker, packet, &item->headers, HP_NO_FLOW);
+    return;
+  }
+  if (number == HP_NONE)
+    number = hp_admit(worker, packet, item);
+  if (number != HP_NONE)
+    forward(worker, packet, item, number);
+}
+
+void hp_nat_batch(hp_worker *worker, hp_packet *packets, uint32_t count) {
+  hp_item *items = worker->items;
+  for (uint32_t i = 0; i < count; i++)
+    classify(worker, &packets[i], &items[i]);
+  for (uint32_t i = 0; i < count; i++)
+    if (items[i].lookup)
+      probe(worker, &items[i]);
+  for (uint32_t i = 0; i < count; i++)
+    translate(worker, &packets[i], &items[i]);
+}

@@ -1,0 +1,53 @@
+/* nat.h: the packet's way: classify, look up, admit, create, rewrite, verdict.
+ *
+ *   nat.c     a batch, its stages, the rewrite
+ *   admit.c   a packet from inside without a flow: may it have one, and which port
+ *   refuse.c  drops, and what the sender is told
+ *   icmp.c    ICMP errors, about packets that flows have sent
+ *   expire.c  what ends a flow
+ */
+#ifndef HP_NAT_H
+#define HP_NAT_H
+
+#include "engine.h"
+
+/* Translates up to HP_BATCH packets in place and sets their verdicts. worker->now is the time. */
+void hp_nat_batch(hp_worker *worker, hp_packet *packets, uint32_t count);
+/* TTL and MTU of the next link (RFC 1812 5.3.1, RFC 1191); false: it is dropped and answered. */
+bool hp_nat_may_leave(hp_worker *worker, hp_packet *packet, const hp_item *item, const hp_link *out);
+/* Counts a packet as leaving by a link and sets its verdict. */
+void hp_nat_leave(hp_worker *worker, hp_packet *packet, const hp_headers *headers, uint32_t link);
+/* Decrements the TTL; the header's checksum changes by that and by `delta`. */
+void hp_nat_hop(uint8_t *ip, uint16_t delta);
+
+/* ---- admit.c ---- */
+/* The new flow of a packet from inside, or HP_NONE: then it is dropped and the sender told. */
+uint32_t hp_admit(hp_worker *worker, hp_packet *packet, const hp_item *item);
+/* Whether a packet from inside may open a flow, and else why not. */
+hp_reason hp_admission(const hp_worker *worker, const hp_packet *packet, const hp_item *item);
+
+/* ---- refuse.c ---- */
+/* Counts the drop and writes its record. */
+void hp_drop_packet(hp_worker *worker, hp_packet *packet, const hp_headers *headers, hp_reason reason);
+/* The same, and tells the sender (RST, or ICMP administratively prohibited) unless the ENI is silent or
+ * its rate is used up. */
+void hp_refuse_packet(hp_worker *worker, hp_packet *packet, const hp_headers *headers, hp_reason reason);
+/* The same with an ICMP error, from the ENI's address; not subject to "silent". */
+void hp_answer_packet(hp_worker *worker, hp_packet *packet, const hp_headers *headers, hp_reason reason, uint8_t type,
+                      uint8_t code, uint32_t extra);
+
+/* ---- icmp.c ---- */
+void hp_icmp_error(hp_worker *worker, hp_packet *packet, const hp_item *item);
+
+/* ---- expire.c ---- */
+/* Ends a flow: indices, mapping, port, counts. */
+void hp_flow_end(hp_worker *worker, uint32_t number);
+/* How long a flow in its present state may be idle, ms. */
+uint32_t hp_flow_timeout(const hp_link *links, const hp_flow *flow);
+/* When a flow was last refreshed, low 32 bits of ms. */
+uint32_t hp_flow_refreshed(const hp_flow *flow);
+/* Looks at `budget` flow numbers at most, one pass at most; ends those that are idle or whose link is
+ * gone. Returns how many ended. */
+uint32_t hp_expire(hp_worker *worker, uint32_t budget);
+
+#endif

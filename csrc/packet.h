@@ -1,0 +1,139 @@
+/* packet.h: bytes of one packet: headers, lengths, checksums, GSO metadata. Pure functions, no state.
+ *
+ * A buffer starts with struct virtio_net_hdr (10 bytes, little endian here), then the IPv4 header. All
+ * that a packet says about itself is believed only after hp_parse() checked it against the length that
+ * the kernel gave. Fields of struct hp_headers are host byte order; the packet itself is network order.
+ */
+#ifndef HP_PACKET_H
+#define HP_PACKET_H
+
+#include <linux/virtio_net.h>
+#include <stdbool.h>
+#include <string.h>
+
+#include "hyperplane.h"
+
+#ifndef VIRTIO_NET_HDR_GSO_UDP_L4
+#define VIRTIO_NET_HDR_GSO_UDP_L4 5 /* linux/virtio_net.h from 6.2 */
+#endif
+
+enum { HP_ICMP = 1, HP_TCP = 6, HP_UDP = 17 };
+enum { HP_IPV4_HEADER = 20, HP_TCP_HEADER = 20, HP_UDP_HEADER = 8, HP_ICMP_HEADER = 8 };
+enum { HP_FIN = 0x01, HP_SYN = 0x02, HP_RST = 0x04, HP_PSH = 0x08, HP_ACK = 0x10 };
+enum {
+  HP_ICMP_ECHO_REPLY = 0,
+  HP_ICMP_UNREACHABLE = 3,
+  HP_ICMP_ECHO = 8,
+  HP_ICMP_TIME_EXCEEDED = 11,
+  HP_ICMP_PARAMETER = 12
+};
+enum { HP_ICMP_PORT_UNREACHABLE = 3, HP_ICMP_FRAGMENTATION_NEEDED = 4, HP_ICMP_ADMIN_PROHIBITED = 13 };
+
+/* What hp_parse() found. */
+typedef struct hp_headers {
+  uint32_t source;
+  uint32_t destination;
+  uint16_t source_port;      /* ICMP echo: the id; ICMP error: 0 */
+  uint16_t destination_port; /* ICMP: 0 */
+  uint16_t total;            /* IPv4 total length */
+  uint16_t payload;          /* bytes after the transport header */
+  uint16_t segments;         /* wire packets: 1, or those of a super-segment */
+  uint16_t segment;          /* bytes of the largest wire packet (IPv4 total length) */
+  uint8_t protocol;
+  uint8_t header;    /* IPv4 header length, bytes */
+  uint8_t transport; /* transport header length, bytes */
+  uint8_t tcp_flags;
+  uint8_t icmp_type;
+  bool icmp_error; /* carries another packet */
+  bool partial;    /* the transport checksum is the pseudo-header's sum only */
+  uint8_t ttl;
+} hp_headers;
+_Static_assert(sizeof(hp_headers) == 28, "headers, key and hash of a packet share a cache line");
+
+static inline uint16_t hp_get16(const uint8_t *p) { return (uint16_t)(p[0] << 8 | p[1]); }
+static inline uint32_t hp_get32(const uint8_t *p) {
+  return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+}
+static inline void hp_put16(uint8_t *p, uint16_t v) {
+  p[0] = (uint8_t)(v >> 8);
+  p[1] = (uint8_t)v;
+}
+static inline void hp_put32(uint8_t *p, uint32_t v) {
+  hp_put16(p, (uint16_t)(v >> 16));
+  hp_put16(p + 2, (uint16_t)v);
+}
+
+/* One's complement arithmetic (RFC 1071). A sum is unfolded 32 bits or more, a delta 16 bits. */
+static inline uint16_t hp_fold(uint64_t sum) {
+  sum = (sum & 0xffffffff) + (sum >> 32);
+  sum = (sum & 0xffff) + (sum >> 16);
+  sum = (sum & 0xffff) + (sum >> 16);
+  sum = (sum & 0xffff) + (sum >> 16);
+  return (uint16_t)sum;
+}
+/* The delta that turns one value's contribution to a sum into another's (RFC 1624, eqn. 3). */
+static inline uint16_t hp_delta32(uint32_t from, uint32_t to) {
+  return hp_fold((uint64_t)(uint16_t) ~(from >> 16) + (uint16_t)~from + (to >> 16) + (uint16_t)to);
+}
+static inline uint16_t hp_delta16(uint16_t from, uint16_t to) { return hp_fold((uint64_t)(uint16_t)~from + to); }
+static inline uint16_t hp_delta_add(uint16_t a, uint16_t b) { return hp_fold((uint64_t)a + b); }
+/* RFC 1624: HC' = ~(~HC + delta), on the two bytes at p. */
+static inline void hp_checksum_apply(uint8_t *p, uint16_t delta) {
+  hp_put16(p, (uint16_t)~hp_fold((uint64_t)(uint16_t)~hp_get16(p) + delta));
+}
+/* A partial checksum is the sum itself, not its complement. */
+static inline void hp_partial_apply(uint8_t *p, uint16_t delta) { hp_put16(p, hp_fold((uint64_t)hp_get16(p) + delta)); }
+
+/* The transport checksum of a packet whose addresses or ports change. UDP: 0 means "none" and stays so, and
+ * what comes out as 0 is written as 0xffff (RFC 768). */
+static inline void hp_checksum_translate(uint8_t *p, uint8_t protocol, uint16_t delta) {
+  if (protocol == HP_UDP && hp_get16(p) == 0)
+    return;
+  hp_checksum_apply(p, delta);
+  if (protocol == HP_UDP && hp_get16(p) == 0)
+    hp_put16(p, 0xffff);
+}
+
+/* The one's complement sum of bytes, as big-endian 16-bit words, not complemented. */
+uint64_t hp_sum(const uint8_t *bytes, size_t length);
+uint16_t hp_ipv4_checksum(const uint8_t *ip, size_t header);
+/* The pseudo-header's sum (RFC 9293 3.1, RFC 768). */
+uint64_t hp_pseudo_sum(uint32_t source, uint32_t destination, uint8_t protocol, uint16_t length);
+
+/* Where the transport checksum stands in its header: 16 for TCP, 6 for UDP. */
+static inline uint32_t hp_checksum_offset(uint8_t protocol) { return protocol == HP_TCP ? 16 : 6; }
+
+/* Finds and checks every header of a packet of `length` bytes, virtio_net_hdr included; leaves the
+ * packet alone. HP_REASON_NONE, or why it must be dropped; *headers then holds what was read so far,
+ * the rest 0. */
+hp_reason hp_parse(const uint8_t *data, uint32_t length, hp_headers *headers);
+
+/* The packet inside an ICMP error (RFC 792: its header and at least 8 bytes). */
+typedef struct hp_quoted {
+  uint8_t *ip; /* inside the buffer */
+  uint8_t *transport;
+  uint32_t source;
+  uint32_t destination;
+  uint16_t source_port; /* ICMP echo: the id */
+  uint16_t destination_port;
+  uint16_t available; /* bytes of the transport header and after that are really there */
+  uint8_t protocol;
+} hp_quoted;
+hp_reason hp_parse_quoted(uint8_t *data, const hp_headers *headers, hp_quoted *quoted);
+
+/* Lowers the MSS option of a SYN to `mss` (RFC 6691); the checksum follows. */
+void hp_clamp_mss(uint8_t *data, const hp_headers *headers, uint16_t mss);
+/* The window scale of a SYN (RFC 7323), 0 without the option. */
+uint8_t hp_window_scale(const uint8_t *data, const hp_headers *headers);
+
+/* Answers, written over the packet in its own buffer. Each returns the new length, header included. */
+/* RFC 9293 3.10.7.1: the RST that answers a segment for which there is no connection. */
+uint32_t hp_reply_rst(uint8_t *data, const hp_headers *headers);
+/* RFC 792 / RFC 1812 4.3.2: an ICMP error from `from`, quoting at most 548 bytes (576 in all). `extra`
+ * is the second word: the next-hop MTU for fragmentation needed (RFC 1191). */
+uint32_t hp_reply_icmp(uint8_t *data, uint32_t capacity, const hp_headers *headers, uint32_t from, uint8_t type,
+                       uint8_t code, uint32_t extra);
+/* RFC 1122 3.2.2: errors are not sent about ICMP errors, broadcasts or multicasts. */
+bool hp_may_answer(const hp_headers *headers);
+
+#endif

@@ -1,0 +1,257 @@
+/* port.c: choosing outside ports. See port.h for the two ways of using one. */
+#include "port.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+  PROBES = 16,      /* random probes before a destination counts as dense: 1.5e-5 at half full */
+  FIRST_LEASE = 32, /* slices taken when an address is added: entropy for RFC 6056 at once */
+  LINEAR_PROBES = 4096
+};
+
+int hp_ports_new(hp_ports *ports, uint32_t addresses, uint32_t max_flows, uint32_t quarantine, uint64_t seed,
+                 hp_error *error) {
+  *ports = (hp_ports){.count = addresses, .quarantine = quarantine, .region.fd = -1};
+  ports->dense_capacity = max_flows / HP_SLICE_PORTS + 16;
+  if (hp_region_new(&ports->region, "hp-addresses", (uint64_t)addresses * sizeof(hp_address), false, error) ||
+      hp_index_new(&ports->dense_index, "hp-index-dense", ports->dense_capacity, false, error)) {
+    hp_ports_free(ports);
+    return -1;
+  }
+  ports->dense = calloc(ports->dense_capacity, sizeof(hp_dense));
+  if (!ports->dense) {
+    hp_ports_free(ports);
+    return hp_fail(error, 12, "no memory for port bitmaps; lower max_flows");
+  }
+  ports->addresses = ports->region.at;
+  hp_random_init(&ports->random, seed);
+  return 0;
+}
+
+void hp_ports_free(hp_ports *ports) {
+  free(ports->dense);
+  hp_index_free(&ports->dense_index);
+  hp_region_free(&ports->region);
+  *ports = (hp_ports){0};
+}
+
+/* Leases one more slice of an address, chosen at random. */
+static bool lease(hp_ports *ports, hp_address *address) {
+  uint32_t free_slices = HP_SLICES - address->leased;
+  if (free_slices == 0)
+    return false;
+  uint32_t skip = hp_random_below(&ports->random, free_slices);
+  for (uint8_t slice = 0; slice < HP_SLICES; slice++) {
+    if (address->owner[slice])
+      continue;
+    if (skip-- == 0) {
+      address->owner[slice] = 1;
+      address->slices[address->leased++] = slice;
+      return true;
+    }
+  }
+  return false;
+}
+
+uint32_t hp_address_add(hp_ports *ports, uint32_t eni, uint32_t address) {
+  for (uint32_t number = 0; number < ports->count; number++) {
+    hp_address *record = &ports->addresses[number];
+    if (record->eni)
+      continue;
+    memset(record, 0, offsetof(hp_address, quarantine));
+    record->address = address;
+    record->eni = eni;
+    for (int i = 0; i < FIRST_LEASE; i++)
+      lease(ports, record);
+    return number;
+  }
+  return HP_NONE;
+}
+
+void hp_address_remove(hp_ports *ports, uint32_t number) { ports->addresses[number].eni = 0; }
+
+uint16_t hp_port_random(hp_ports *ports, uint32_t address) {
+  const hp_address *record = &ports->addresses[address];
+  uint32_t slice = record->slices[hp_random_below(&ports->random, record->leased)];
+  uint32_t offset = hp_random_below(&ports->random, HP_SLICE_PORTS);
+  return (uint16_t)(HP_PORT_FIRST + slice * HP_SLICE_PORTS + offset);
+}
+
+static uint64_t bit_of(uint16_t port) { return 1ull << ((port - HP_PORT_FIRST) & 63); }
+static uint64_t *word_of(uint64_t *words, uint16_t port) { return &words[(port - HP_PORT_FIRST) >> 6]; }
+
+/* A port of the leased slices whose bit is clear, among the bits of `allowed`, from a random place on;
+ * 0 when there is none. The search goes on at *cursor, counting words looked at. */
+static uint16_t clear_port(hp_ports *ports, const hp_address *address, const uint64_t *words, uint64_t allowed) {
+  uint32_t total = address->leased * HP_SLICE_WORDS;
+  uint32_t start = hp_random_below(&ports->random, total);
+  uint32_t turn = hp_random_below(&ports->random, 64) & ~1u; /* even: parity masks stay */
+  for (uint32_t i = 0; i < total; i++) {
+    uint32_t at = start + i < total ? start + i : start + i - total;
+    uint32_t word = address->slices[at / HP_SLICE_WORDS] * HP_SLICE_WORDS + at % HP_SLICE_WORDS;
+    uint64_t free_bits = ~words[word] & allowed;
+    if (free_bits == 0)
+      continue;
+    uint64_t turned = turn ? free_bits >> turn | free_bits << (64 - turn) : free_bits;
+    uint32_t bit = ((uint32_t)__builtin_ctzll(turned) + turn) & 63;
+    return (uint16_t)(HP_PORT_FIRST + word * 64 + bit);
+  }
+  return 0;
+}
+
+/* ---- exclusive ports ---- */
+
+static void release_oldest(hp_address *address) {
+  const hp_quarantined *oldest = &address->quarantine[address->head++ % HP_QUARANTINE];
+  *word_of(address->taken[oldest->kind], oldest->port) &= ~bit_of(oldest->port);
+}
+
+static void release_due(hp_ports *ports, hp_address *address, uint64_t now) {
+  while (address->head != address->tail &&
+         (uint32_t)now - address->quarantine[address->head % HP_QUARANTINE].since >= ports->quarantine)
+    release_oldest(address);
+}
+
+static uint16_t take(hp_ports *ports, hp_address *address, int kind, uint64_t allowed) {
+  uint16_t port = clear_port(ports, address, address->taken[kind], allowed);
+  if (port)
+    *word_of(address->taken[kind], port) |= bit_of(port);
+  return port;
+}
+
+uint16_t hp_port_take(hp_ports *ports, uint32_t number, int kind, uint16_t like, uint64_t now) {
+  hp_address *address = &ports->addresses[number];
+  const uint64_t parity = like & 1 ? 0xaaaaaaaaaaaaaaaau : 0x5555555555555555u;
+  uint16_t port;
+  release_due(ports, address, now);
+  do {
+    if ((port = take(ports, address, kind, parity)))
+      return port;
+  } while (lease(ports, address));
+  if ((port = take(ports, address, kind, ~0ull)))
+    return port;
+  while (address->head != address->tail) {
+    release_oldest(address);
+    if ((port = take(ports, address, kind, ~0ull)))
+      return port;
+  }
+  return 0;
+}
+
+void hp_port_give(hp_ports *ports, uint32_t number, int kind, uint16_t port, uint64_t now) {
+  hp_address *address = &ports->addresses[number];
+  address->quarantine[address->tail++ % HP_QUARANTINE] = (hp_quarantined){(uint32_t)now, port, (uint16_t)kind};
+}
+
+void hp_port_claim(hp_ports *ports, uint32_t number, int kind, uint16_t port) {
+  *word_of(ports->addresses[number].taken[kind], port) |= bit_of(port);
+}
+
+/* ---- ports shared per destination ---- */
+
+static hp_key destination_of(const hp_key *key) {
+  hp_key destination = *key;
+  destination.ports &= 0xffff0000u;
+  return destination;
+}
+
+static hp_dense *dense_find(const hp_ports *ports, const hp_flow_table *flows, const hp_key *destination) {
+  hp_walk walk;
+  uint32_t number;
+  hp_index_begin(&ports->dense_index, hp_key_hash(flows, destination), &walk);
+  while ((number = hp_index_next(&ports->dense_index, &walk)) != HP_NONE)
+    if (hp_key_equal(&ports->dense[number].destination, destination))
+      return &ports->dense[number];
+  return NULL;
+}
+
+static hp_dense *dense_new(hp_ports *ports, const hp_flow_table *flows, const hp_key *destination) {
+  uint32_t number;
+  if (ports->dense_free) {
+    number = ports->dense_free - 1;
+    ports->dense_free = ports->dense[number].next_free;
+  } else if (ports->dense_used < ports->dense_capacity) {
+    number = ports->dense_used++;
+  } else {
+    return NULL;
+  }
+  hp_dense *dense = &ports->dense[number];
+  memset(dense, 0, sizeof *dense);
+  dense->destination = *destination;
+  ports->dense_live++;
+  hp_index_insert(&ports->dense_index, hp_key_hash(flows, destination), number); /* as large as the pool */
+  return dense;
+}
+
+static void dense_remove(hp_ports *ports, const hp_flow_table *flows, hp_dense *dense) {
+  uint32_t number = (uint32_t)(dense - ports->dense);
+  hp_index_remove(&ports->dense_index, hp_key_hash(flows, &dense->destination), number);
+  dense->next_free = ports->dense_free;
+  ports->dense_free = number + 1;
+  ports->dense_live--;
+}
+
+static void learn(hp_dense *dense, uint16_t port) {
+  *word_of(dense->taken, port) |= bit_of(port);
+  dense->known++;
+}
+
+static bool port_free(const hp_flow_table *flows, hp_key *key, uint16_t port) {
+  key->ports = (key->ports & 0xffff0000u) | port;
+  return hp_flow_find(flows, HP_OUTSIDE, key, hp_key_hash(flows, key)) == HP_NONE;
+}
+
+static uint16_t choose_dense(hp_ports *ports, hp_address *address, const hp_flow_table *flows, hp_key *key,
+                             hp_dense *dense) {
+  do {
+    uint16_t port;
+    while ((port = clear_port(ports, address, dense->taken, ~0ull))) {
+      learn(dense, port); /* taken already, or taken now */
+      if (port_free(flows, key, port))
+        return port;
+    }
+  } while (lease(ports, address));
+  return 0;
+}
+
+/* Without a bitmap to be had: from a random port on, as far as is bearable in one go. */
+static uint16_t choose_linear(hp_ports *ports, uint32_t number, const hp_flow_table *flows, hp_key *key) {
+  const hp_address *address = &ports->addresses[number];
+  uint32_t port = hp_port_random(ports, number);
+  for (int i = 0; i < LINEAR_PROBES; i++) {
+    if (address->owner[(port - HP_PORT_FIRST) / HP_SLICE_PORTS] && port_free(flows, key, (uint16_t)port))
+      return (uint16_t)port;
+    if (++port == HP_PORT_FIRST + HP_PORT_COUNT)
+      port = HP_PORT_FIRST;
+  }
+  return 0;
+}
+
+uint16_t hp_port_choose(hp_ports *ports, uint32_t number, const hp_flow_table *flows, hp_key *key) {
+  hp_key destination = destination_of(key);
+  hp_dense *dense = ports->dense_live ? dense_find(ports, flows, &destination) : NULL;
+  if (!dense) {
+    for (int i = 0; i < PROBES; i++) {
+      uint16_t port = hp_port_random(ports, number);
+      if (port_free(flows, key, port))
+        return port;
+    }
+    dense = dense_new(ports, flows, &destination);
+  }
+  return dense ? choose_dense(ports, &ports->addresses[number], flows, key, dense)
+               : choose_linear(ports, number, flows, key);
+}
+
+void hp_port_ended(hp_ports *ports, const hp_flow_table *flows, const hp_key *key) {
+  if (!ports->dense_live)
+    return;
+  uint16_t port = (uint16_t)key->ports;
+  hp_key destination = destination_of(key);
+  hp_dense *dense = dense_find(ports, flows, &destination);
+  if (!dense || port < HP_PORT_FIRST || !(*word_of(dense->taken, port) & bit_of(port)))
+    return;
+  *word_of(dense->taken, port) &= ~bit_of(port);
+  if (--dense->known == 0)
+    dense_remove(ports, flows, dense);
+}

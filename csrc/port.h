@@ -1,0 +1,90 @@
+/* port.h: outside ports and ICMP ids of ENI addresses.
+ *
+ * The 64,512 ports of an address (1024-65535) are 63 slices of 1,024, leased to the worker that uses
+ * them; a worker takes some at first and more when it runs short. Two ways to use a port:
+ *
+ * - Exclusive, for endpoint-independent mappings (RFC 4787 REQ-1): one bit per port and protocol. The
+ *   port of an ended mapping stays taken for a while (quarantine), unless ports are short.
+ * - Shared per destination (RFC 7857 section 3.2, port overlapping): a port is free towards a destination when
+ *   the outside index has no flow with that key. Random probes find one at once while less than most
+ *   are taken. When many probes in a row fail, the destination is dense: it gets a bitmap of ports known
+ *   to be taken, which is filled by what the probes learn and makes the search exact: "exhausted"
+ *   means that every single port is taken.
+ */
+#ifndef HP_PORT_H
+#define HP_PORT_H
+
+#include "flow.h"
+#include "random.h"
+
+enum {
+  HP_PORT_FIRST = 1024,
+  HP_PORT_COUNT = HP_SLICES * HP_SLICE_PORTS,
+  HP_PORT_WORDS = HP_PORT_COUNT / 64,
+  HP_SLICE_WORDS = HP_SLICE_PORTS / 64,
+  HP_QUARANTINE = 2 * 65536 /* every port of both protocols fits */
+};
+_Static_assert(HP_PORT_FIRST + HP_PORT_COUNT == 65536, "slices end with the last port");
+
+enum { HP_PORTS_UDP = 0, HP_PORTS_ICMP = 1 };
+
+typedef struct hp_quarantined {
+  uint32_t since; /* low 32 bits of ms */
+  uint16_t port;
+  uint16_t kind; /* HP_PORTS_* */
+} hp_quarantined;
+
+/* One ENI address, in a region: a successor finds what is leased and taken. */
+typedef struct hp_address {
+  uint32_t address;
+  uint32_t eni;        /* link number; 0: this record is free */
+  uint8_t owner[64];   /* by slice: worker + 1, or 0: not leased */
+  uint32_t leased;     /* slices in .slices */
+  uint8_t slices[64];  /* those leased to this worker */
+  uint32_t head, tail; /* of the quarantine, counting up; masked to its length */
+  uint64_t taken[2][HP_PORT_WORDS];
+  hp_quarantined quarantine[HP_QUARANTINE];
+} hp_address;
+
+typedef struct hp_dense {
+  hp_key destination; /* an outside key with port 0 as its own port */
+  uint32_t known;     /* bits set */
+  uint32_t next_free;
+  uint64_t taken[HP_PORT_WORDS];
+} hp_dense;
+
+typedef struct hp_ports {
+  hp_address *addresses; /* numbers below .count */
+  uint32_t count;
+  uint32_t quarantine; /* ms */
+  hp_region region;
+  hp_dense *dense; /* derived from the flows: not worth a region */
+  uint32_t dense_capacity, dense_used, dense_live, dense_free;
+  hp_index dense_index;
+  hp_random random;
+} hp_ports;
+
+int hp_ports_new(hp_ports *ports, uint32_t addresses, uint32_t max_flows, uint32_t quarantine, uint64_t seed,
+                 hp_error *error);
+void hp_ports_free(hp_ports *ports);
+
+/* Address numbers live as long as the ENI. HP_NONE when all records are in use. */
+uint32_t hp_address_add(hp_ports *ports, uint32_t eni, uint32_t address);
+void hp_address_remove(hp_ports *ports, uint32_t number);
+
+/* An exclusive port of the parity of `like` if one is free (RFC 4787 REQ-4), 0 when all are taken. */
+uint16_t hp_port_take(hp_ports *ports, uint32_t address, int kind, uint16_t like, uint64_t now);
+/* Ends exclusive use: into quarantine. */
+void hp_port_give(hp_ports *ports, uint32_t address, int kind, uint16_t port, uint64_t now);
+/* Marks a port as taken, when mappings are rebuilt. */
+void hp_port_claim(hp_ports *ports, uint32_t address, int kind, uint16_t port);
+
+/* A port that is free towards a destination: `key` is the outside key of the flow to be, and gets the
+ * port. Returns it, or 0 when every port is taken there. */
+uint16_t hp_port_choose(hp_ports *ports, uint32_t address, const hp_flow_table *flows, hp_key *key);
+/* A flow with this outside key has ended. */
+void hp_port_ended(hp_ports *ports, const hp_flow_table *flows, const hp_key *key);
+/* Any port of a leased slice. */
+uint16_t hp_port_random(hp_ports *ports, uint32_t address);
+
+#endif

@@ -1,0 +1,82 @@
+/* refuse.c: drops, and what the sender is told about them.
+ *
+ * Whoever is refused inside learns it at once instead of waiting for a timeout: a TCP sender gets an RST,
+ * others ICMP "administratively prohibited" (RFC 1812 5.2.7.1). The answer is written over the packet in
+ * its own buffer and goes back by the link it came from. Each link has a token bucket for answers.
+ */
+#include "nat.h"
+
+static void record(hp_worker *worker, uint32_t link, uint32_t length, hp_reason reason, const hp_headers *h) {
+  uint64_t count = worker->drop_count + 1;
+  hp_drop *drop = &worker->drops[count & worker->drop_mask];
+  __atomic_store_n(&drop->number, 0, __ATOMIC_RELEASE); /* a reader sees that it is being written */
+  __atomic_thread_fence(__ATOMIC_RELEASE);
+  drop->time = worker->now;
+  drop->link = link;
+  drop->source = h->source;
+  drop->destination = h->destination;
+  drop->source_port = h->protocol == HP_ICMP ? h->icmp_type : h->source_port;
+  drop->destination_port = h->destination_port;
+  drop->length = (uint16_t)(length > 0xffff ? 0xffff : length);
+  drop->protocol = h->protocol;
+  drop->reason = (uint8_t)reason;
+  __atomic_store_n(&drop->number, count, __ATOMIC_RELEASE);
+  __atomic_store_n(&worker->drop_count, count, __ATOMIC_RELEASE);
+}
+
+void hp_drop_packet(hp_worker *worker, hp_packet *packet, const hp_headers *headers, hp_reason reason) {
+  uint32_t length = packet->length > HP_VNET_HEADER ? packet->length - HP_VNET_HEADER : 0;
+  worker->engine->links[packet->link].drops[reason]++;
+  record(worker, packet->link, length, reason, headers);
+  packet->verdict = HP_DROP;
+  packet->reason = (uint16_t)reason;
+}
+
+/* One token, a thousand to the answer, refilled by the ms; a second's worth may be saved up. */
+static bool may_tell(const hp_worker *worker, hp_link *link) {
+  uint64_t rate = worker->engine->config.refusal_rate, most = rate * 1000;
+  uint64_t tokens = link->tokens + ((uint32_t)worker->now - link->tokens_at) * rate;
+  link->tokens_at = (uint32_t)worker->now;
+  link->tokens = (uint32_t)(tokens < most ? tokens : most);
+  if (link->tokens < 1000)
+    return false;
+  link->tokens -= 1000;
+  return true;
+}
+
+static void reply(hp_worker *worker, hp_packet *packet, uint32_t length) {
+  if (length == 0)
+    return;
+  hp_link *link = &worker->engine->links[packet->link];
+  packet->length = length;
+  packet->verdict = HP_REPLY;
+  link->refusals_sent++;
+  link->packets_out++;
+  link->bytes_out += length - HP_VNET_HEADER;
+}
+
+static hp_link *eni_of(hp_worker *worker, uint32_t link) {
+  hp_link *links = worker->engine->links;
+  return links[link].kind == HP_LINK_TUNNEL ? &links[links[link].eni] : &links[link];
+}
+
+void hp_answer_packet(hp_worker *worker, hp_packet *packet, const hp_headers *h, hp_reason reason, uint8_t type,
+                      uint8_t code, uint32_t extra) {
+  hp_drop_packet(worker, packet, h, reason);
+  if (hp_may_answer(h) && may_tell(worker, &worker->engine->links[packet->link]))
+    reply(worker, packet,
+          hp_reply_icmp(packet->data, packet->capacity, h, eni_of(worker, packet->link)->address, type, code, extra));
+}
+
+void hp_refuse_packet(hp_worker *worker, hp_packet *packet, const hp_headers *h, hp_reason reason) {
+  hp_link *link = &worker->engine->links[packet->link];
+  if (h->protocol != HP_TCP && !eni_of(worker, packet->link)->silent) {
+    hp_answer_packet(worker, packet, h, reason, HP_ICMP_UNREACHABLE, HP_ICMP_ADMIN_PROHIBITED, 0);
+    return;
+  }
+  hp_drop_packet(worker, packet, h, reason);
+  bool silent = eni_of(worker, packet->link)->silent || h->tcp_flags & HP_RST; /* an RST is never answered */
+  if (!silent && hp_may_answer(h) && packet->capacity >= HP_VNET_HEADER + HP_IPV4_HEADER + HP_TCP_HEADER &&
+      may_tell(worker, link))
+    reply(worker, packet, hp_reply_rst(packet->data, h));
+}

@@ -1,0 +1,194 @@
+"""The ENI's device: a TUN in the VPC's namespace to which the ENI's addresses are routed, and all that this takes.
+
+The addresses are not put on the device: the kernel would answer for them itself. Where an address lies in the subnet of
+another device there (a shared segment: VLAN, bridge, VXLAN), nobody on the segment would find it, so the namespace
+answers ARP for it on that device (a proxy neighbour, without the delay of up to 0.8 s that proxies have by default) and
+forwards between that device and the ENI. These settings are per device; the namespace's own (net.ipv4.ip_forward) is left
+alone. Where the address is reached by a route, forwarding is the business of whoever set up the route.
+
+What was set is set back when the ENI goes, unless another ENI still needs it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final
+
+from hyperplane.errors import AddressInUse, DeviceError, HyperplaneError, InvalidValue, PermissionMissing
+from hyperplane.linux import netlink, tun
+from hyperplane.linux.namespaces import Key, Namespace, NamespaceThreads, open_namespace
+
+RTN_UNICAST: Final = netlink.RTN_UNICAST
+FORWARDING: Final = "/proc/sys/net/ipv4/conf/{}/forwarding"
+SEGMENT_SETTINGS: Final = {FORWARDING: "1", "/proc/sys/net/ipv4/neigh/{}/proxy_delay": "0"}
+
+
+@dataclass(frozen=True, slots=True)
+class EniDevice:
+    """A made ENI device; fd is its only descriptor. segments: on which other device each address is answered for."""
+
+    device: str
+    fd: int
+    addresses: tuple[IPv4Address, ...]
+    namespace: Namespace
+    segments: tuple[tuple[str, IPv4Address], ...]
+
+
+def create_eni(namespace: Namespace, *, device: str, addresses: Sequence[IPv4Address], mtu: int) -> EniDevice:
+    """Makes the ENI's device, in a thread that is in the namespace.
+
+    Raises AddressInUse (local there, or routed to something else), InvalidValue, DeviceError, PermissionMissing; then
+    nothing is left of it. The descriptor is for the engine, then for the reaper, after `withdraw_eni()`.
+    """
+    tun.check_name(device)
+    segments = _segments(namespace, addresses)
+    with ExitStack() as undo:
+        fd = tun.open_tun(device)
+        undo.callback(os.close, fd)
+        routes = [IPv4Network(address) for address in addresses]
+        netlink.configure(device, mtu=mtu, address=None, routes=routes)
+        for segment, address in segments:
+            # Undone in the opposite order: a setting stays while a proxy neighbour of the segment needs it.
+            for setting, value in SEGMENT_SETTINGS.items():
+                _settings.hold(namespace.key, setting.format(segment), value)
+                undo.callback(_give_back, namespace.key, segment, setting)
+            undo.callback(_remove_proxy, segment, address)
+            netlink.add_proxy(segment, address)
+        if segments:
+            _write(FORWARDING.format(device), "1")  # goes with the device
+        undo.pop_all()
+    return EniDevice(device, fd, tuple(addresses), namespace.closed(), tuple(segments))
+
+
+def withdraw_eni(eni: EniDevice, threads: NamespaceThreads) -> None:
+    """Sets back everything but the device itself, which goes with its descriptor. In one of threads. Raises nothing."""
+    if not eni.segments:
+        return
+    with suppress(OSError, HyperplaneError):
+        try:
+            fd = tun.namespace_of(eni.fd)  # also when the namespace has lost its name
+        except OSError:  # somebody deleted the device
+            with open_namespace(eni.namespace.path or eni.namespace.name) as found:
+                if found.key != eni.namespace.key:
+                    return
+                fd = os.dup(found.fd)
+        try:
+            with threads.inside(fd):
+                for segment, address in eni.segments:
+                    _remove_proxy(segment, address)
+                    for setting in SEGMENT_SETTINGS:
+                        _give_back(eni.namespace.key, segment, setting)
+        finally:
+            os.close(fd)
+
+
+def _segments(namespace: Namespace, addresses: Sequence[IPv4Address]) -> list[tuple[str, IPv4Address]]:
+    """For each address the other devices in whose subnet it lies. Raises AddressInUse, InvalidValue."""
+    found = []
+    present = netlink.addresses()
+    for address in addresses:
+        for device, local, subnet in present:
+            if address == local:
+                message = f"{address} is the address of device {device} in namespace {namespace.name}"
+                remedy = "give the ENI an address of its own"
+                raise AddressInUse(message, resource=str(address), remedy=remedy)
+            if address not in subnet or subnet.prefixlen == 32:
+                continue
+            if subnet.prefixlen < 31 and address in (subnet.network_address, subnet.broadcast_address):
+                limit = "a unicast address of one host"
+                raise InvalidValue(f"{address} is no host's in {subnet} on {device}", resource=str(address), limit=limit)
+            found.append((device, address))
+        _check_route(namespace, address)
+    return found
+
+
+def _check_route(namespace: Namespace, address: IPv4Address) -> None:
+    """Refuses an address that is local, or that a route of its own leads to already. Raises AddressInUse."""
+    route = netlink.match(address)
+    if route is None:
+        return
+    where = f"in namespace {namespace.name}"
+    if route.type != RTN_UNICAST:
+        remedy = "`ip route get` shows by which route"
+        raise AddressInUse(f"{address} is local or broadcast {where}", resource=str(address), remedy=remedy)
+    if route.prefix_length == 32:
+        message = f"{address} is routed to device {route.device or '?'} already {where}"
+        raise AddressInUse(message, resource=str(address), remedy="give the ENI an address of its own")
+
+
+def _remove_proxy(segment: str, address: IPv4Address) -> None:
+    with suppress(OSError, HyperplaneError):  # the device is gone, and the neighbour with it
+        netlink.remove_proxy(segment, address)
+
+
+def _give_back(key: Key, segment: str, setting: str) -> None:
+    """Restores a setting of a segment, unless an ENI of another process on the same segment needs it."""
+    try:
+        needed = bool(netlink.proxies(segment))
+    except OSError:
+        needed = False
+    _settings.release(key, setting.format(segment), restore=not needed)
+
+
+class _Settings:
+    """Per-device sysctls that this process has changed, each with what it was and how many ENIs need it.
+
+    A file below /proc/sys/net shows the namespace of the thread that opens it, hence the namespace's key beside the path.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: dict[tuple[Key, str], tuple[int, str, str]] = {}
+
+    def hold(self, key: Key, path: str, value: str) -> None:
+        """Raises DeviceError, PermissionMissing."""
+        with self._lock:
+            count, value, original = self._held.get((key, path), (0, value, ""))
+            if not count:
+                original = _read(path)
+                if original != value:
+                    _write(path, value)
+            self._held[key, path] = count + 1, value, original
+
+    def release(self, key: Key, path: str, *, restore: bool) -> None:
+        with self._lock:
+            count, value, original = self._held.pop((key, path), (0, "", ""))
+            if count > 1:
+                self._held[key, path] = count - 1, value, original
+            elif count and restore and original != value:
+                with suppress(OSError, HyperplaneError):  # the device is gone
+                    if _read(path) == value:  # else somebody has set it since
+                        _write(path, original)
+
+
+_settings: Final = _Settings()
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError as error:
+        raise _setting_error(path, error) from None
+
+
+def _write(path: str, value: str) -> None:
+    try:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(value)
+    except OSError as error:
+        raise _setting_error(path, error) from None
+
+
+def _setting_error(path: str, error: OSError) -> HyperplaneError:
+    name = path.removeprefix("/proc/sys/")
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        remedy = f"mount /proc/sys writable, or set {name} beforehand"
+        return PermissionMissing(f"setting {name} may not be changed", resource=name, remedy=remedy)
+    return DeviceError(f"setting {name}: {error.strerror}", resource=name)

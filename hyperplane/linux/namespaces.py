@@ -1,0 +1,241 @@
+"""Network namespaces: find one by name, path, process or descriptor, and run code in it in a thread made for that.
+
+A thread's namespace is its own (setns(2)), so code runs in a namespace by running in a thread that went there. A thread
+that stays in a namespace keeps it alive, as does a descriptor: both are given up as soon as the work is done.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import resource
+import select
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, ParamSpec, Self, TypeVar
+
+from hyperplane.errors import DeviceError, InvalidValue, NamespaceNotFound, PermissionMissing
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+NETNS_RUN_DIR: Final = "/run/netns"  # ip-netns(8)
+CLONE_NEWNET: Final = 0x40000000  # linux/sched.h
+NS_GET_NSTYPE: Final = 0xB703  # linux/nsfs.h, ioctl_ns(2)
+PROCESS_NAMESPACE: Final = re.compile(r"/proc/(\d+)(?:/task/\d+)?/ns/net")
+
+LIBC: Final = ctypes.CDLL(None, use_errno=True)  # Python has os.setns from 3.12 on
+
+Key = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """An open network namespace. A context manager: leaving it closes the descriptor.
+
+    name: for people. key: device and inode of its nsfs file, the same for two descriptors of one namespace and for no
+    other one while it lives. path: the file that names it, "" when it has none that can go away; pid: the process it
+    was found through, 0 for none. fd: -1 once closed().
+    """
+
+    name: str
+    fd: int
+    key: Key
+    path: str = ""
+    pid: int = 0
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+    def closed(self) -> Namespace:
+        """The same without its descriptor, to be kept for long."""
+        return replace(self, fd=-1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def open_namespace(spec: str | int | Path) -> Namespace:
+    """Opens a network namespace; the caller closes it.
+
+    spec: a name as `ip netns` shows it; a path (a Path, or text with a slash); "pid:N" or the number N for that of
+    process N; "fd:N" for a descriptor, which stays the caller's. Raises InvalidValue, NamespaceNotFound,
+    PermissionMissing.
+    """
+    if isinstance(spec, bool) or not isinstance(spec, (str, int, Path)):
+        raise InvalidValue(f"namespace is {spec!r}", resource="namespace", remedy="give a name, a path or a pid")
+    text = f"pid:{spec}" if isinstance(spec, int) else str(spec)
+    if text.startswith(("pid:", "fd:")) and isinstance(spec, (str, int)):
+        kind, _, digits = text.partition(":")
+        if not digits.isdecimal() or len(digits) > 9 or (kind == "pid" and not int(digits)):
+            remedy = f"give {kind}:NUMBER"
+            raise InvalidValue(f"namespace {text!r} has no valid number", resource="namespace", remedy=remedy)
+        return _of_process(int(digits)) if kind == "pid" else _of_descriptor(int(digits))
+    if not text or "\0" in text or text in (".", ".."):
+        remedy = "`ip netns list` shows the names"
+        raise InvalidValue(f"namespace name is {text!r}", resource="namespace", remedy=remedy)
+    if "/" in text or isinstance(spec, Path):
+        return _of_path(os.path.abspath(text), text)
+    return _of_path(f"{NETNS_RUN_DIR}/{text}", text)
+
+
+def key_of(fd: int) -> Key:
+    """What tells the namespace that fd is open on from others."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def _of_process(pid: int) -> Namespace:
+    name = f"pid:{pid}"
+    found = _checked(_open(f"/proc/{pid}/ns/net", name), name)
+    return replace(found, pid=pid)
+
+
+def _of_descriptor(fd: int) -> Namespace:
+    name = f"fd:{fd}"
+    try:
+        copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    except OSError as error:
+        remedy = "give an open descriptor"
+        raise NamespaceNotFound(f"{name}: {error.strerror}", resource=name, remedy=remedy) from None
+    return _checked(copy, name)
+
+
+def _of_path(path: str, name: str) -> Namespace:
+    pid = _process_behind(path)
+    found = _checked(_open(path, name), name)
+    # Files in /proc send no inotify events: only the process itself can be watched.
+    return replace(found, path="" if path.startswith("/proc/") else path, pid=pid)
+
+
+def _process_behind(path: str) -> int:
+    """The process whose namespace a path (or a symbolic link, as made for containers) leads to, or 0."""
+    for _ in range(8):
+        if match := PROCESS_NAMESPACE.fullmatch(path):
+            return int(match[1])
+        try:
+            path = os.path.join(os.path.dirname(path), os.readlink(path))
+        except OSError:
+            return 0
+    return 0
+
+
+def _open(path: str, name: str) -> int:
+    try:
+        # Not blocking: the path may be a FIFO.
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            remedy = "run as root or with CAP_SYS_ADMIN and CAP_SYS_PTRACE"
+            message = f"namespace {name} may not be opened"
+            raise PermissionMissing(message, resource=name, remedy=remedy) from None
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise descriptors_exhausted(f"namespace {name}") from None
+        if error.errno in (errno.ENOENT, errno.ESRCH, errno.ENOTDIR, errno.ENAMETOOLONG):
+            if path.startswith("/proc/"):
+                message, remedy = f"no process for namespace {name}", "give the pid of a running process"
+            else:
+                message = f"no network namespace {name}"
+                remedy = "`ip netns list` shows those there are; `ip netns add NAME` makes one"
+            raise NamespaceNotFound(message, resource=name, remedy=remedy) from None
+        raise NamespaceNotFound(f"namespace {name}: {error.strerror}", resource=name) from None
+
+
+def _checked(fd: int, name: str) -> Namespace:
+    try:
+        kind = fcntl.ioctl(fd, NS_GET_NSTYPE)
+    except OSError:
+        kind = 0
+    if kind != CLONE_NEWNET:
+        os.close(fd)
+        what = "another kind of namespace" if kind else "no namespace (perhaps a file left over after its removal)"
+        remedy = "`ip netns list` shows network namespaces"
+        raise NamespaceNotFound(f"{name} is {what}", resource=name, remedy=remedy)
+    return Namespace(name, fd, key_of(fd))
+
+
+def descriptors_exhausted(what: str) -> DeviceError:
+    """The error for EMFILE and ENFILE."""
+    limit = f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]} open files of this process"
+    remedy = "raise the hard limit (ulimit -Hn, LimitNOFILE=)"
+    return DeviceError(f"{what}: no descriptor left", resource=what, limit=limit, remedy=remedy)
+
+
+def raise_descriptor_limit() -> int:
+    """Raises the soft limit of open files to the hard one: every tunnel keeps a descriptor. Returns the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+class NamespaceThreads:
+    """A few threads that go into namespaces to work there; jobs wait their turn in the order in which they came.
+
+    More than a few would only queue in the kernel: devices are made and routes set under one lock (RTNL). One
+    descriptor is kept, that of the namespace in which the object was made: the threads return there.
+    """
+
+    def __init__(self, workers: int = 4) -> None:
+        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._local = threading.local()
+        self._pool = ThreadPoolExecutor(workers, "namespace", initializer=self._enlist)
+
+    def submit(self, job: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> Future[T]:
+        """Runs job in one of the threads; it goes into a namespace itself, by `inside()`."""
+        return self._pool.submit(job, *arguments, **named)
+
+    @contextmanager
+    def inside(self, fd: int) -> Iterator[None]:
+        """Within it the calling thread, one of these, is in the namespace that fd is open on."""
+        if not getattr(self._local, "ours", False):
+            raise RuntimeError("a namespace is entered in a thread of NamespaceThreads only")
+        _setns(fd)
+        try:
+            yield
+        finally:
+            _setns(self._home)
+
+    def close(self) -> None:
+        """Waits for the jobs that were submitted, then ends the threads. May be called twice."""
+        self._pool.shutdown()
+        home, self._home = self._home, -1
+        if home >= 0:
+            os.close(home)
+
+    def _enlist(self) -> None:
+        self._local.ours = True
+
+
+def _setns(fd: int) -> None:
+    if LIBC.setns(fd, CLONE_NEWNET):
+        number = ctypes.get_errno()
+        remedy = "run as root or with CAP_SYS_ADMIN in the namespace's user namespace"
+        message = f"a network namespace may not be entered: {os.strerror(number)}"
+        raise PermissionMissing(message, resource="namespace", remedy=remedy)
+
+
+def process_alive(pidfd: int) -> bool:
+    """Whether the process of a pidfd (pidfd_open(2)) has not ended: it is readable from then on."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return not poll.poll(0)
+
+
+def namespace_exists(namespace: Namespace) -> bool:
+    """Whether the file that named it still does."""
+    with suppress(OSError):
+        status = os.stat(namespace.path)
+        return (status.st_dev, status.st_ino) == namespace.key
+    return False

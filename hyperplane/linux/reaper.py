@@ -1,0 +1,34 @@
+"""The reaper closes TUN descriptors. The last close of one takes 16-23 ms: the kernel waits for everybody who may still
+look at the device (RCU grace periods). So it is nobody else's work, least of all the worker's.
+
+Several threads, because the waits of several closes overlap: eight of them close four to five times as fast as one.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Final
+
+THREADS: Final = 8
+
+
+class Reaper:
+    def __init__(self, threads: int = THREADS) -> None:
+        self._pool = ThreadPoolExecutor(threads, "reaper")
+        self._waiting: set[Future[None]] = set()
+
+    def close(self, fd: int) -> Future[None]:
+        """Closes fd soon; returns at once. The future is done when the device is gone."""
+        future = self._pool.submit(os.close, fd)
+        self._waiting.add(future)
+        future.add_done_callback(self._waiting.discard)
+        return future
+
+    def drain(self) -> None:
+        """Waits until everything given to close() is closed."""
+        wait(tuple(self._waiting))
+
+    def stop(self) -> None:
+        """drain(), then ends the threads; close() must not be called any more."""
+        self._pool.shutdown()
