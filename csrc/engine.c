@@ -396,7 +396,7 @@ int hp_translate(hp_engine *engine, hp_packet *packets, uint32_t count, uint64_t
     result = hp_fail(error, EINVAL, "the time goes back: now is %llu, was %llu", (unsigned long long)now,
                      (unsigned long long)worker->now);
   if (result == 0)
-    worker->now = now;
+    hp_clock_set(worker, now);
   for (uint32_t i = 0; result == 0 && i < count; i += HP_BATCH)
     hp_nat_batch(worker, packets + i, count - i < HP_BATCH ? count - i : HP_BATCH);
   pthread_mutex_unlock(&engine->caller);
@@ -413,9 +413,11 @@ int hp_sweep(hp_engine *engine, uint64_t now, hp_error *error) {
     result = hp_fail(error, EINVAL, "the time goes back: now is %llu, was %llu", (unsigned long long)now,
                      (unsigned long long)worker->now);
   if (result == 0) {
-    worker->now = now;
+    uint64_t before = worker->flows.control->live;
+    hp_clock_set(worker, now);
     worker->cursor = 0;
-    result = (int)hp_expire(worker, UINT32_MAX);
+    hp_expire(worker, UINT32_MAX);
+    result = (int)(before - worker->flows.control->live);
   }
   pthread_mutex_unlock(&engine->caller);
   return result;

@@ -8,7 +8,7 @@
 
 #include "tcp.h"
 
-enum { DNS_PORT = 53 };
+enum { DNS_PORT = 53, LONGEST_TIMER = INT32_MAX / 2 /* ms; engine.c accepts no longer one */ };
 
 uint32_t hp_flow_timeout(const hp_link *links, const hp_flow *flow) {
   const hp_half *half = &flow->half[HP_INSIDE];
@@ -88,4 +88,14 @@ uint32_t hp_expire(hp_worker *worker, uint32_t budget) {
       hp_links_drained(worker->engine);
   }
   return ended;
+}
+
+void hp_clock_set(hp_worker *worker, uint64_t now) {
+  bool jumped = now - worker->now > LONGEST_TIMER;
+  __atomic_store_n(&worker->now, now, __ATOMIC_RELAXED); /* readers look at it */
+  if (!jumped)
+    return;
+  for (uint32_t number = 0; number < worker->flows.control->used; number++)
+    if (hp_flow_live(&worker->flows.flows[number]))
+      hp_flow_end(worker, number);
 }

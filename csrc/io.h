@@ -2,7 +2,7 @@
  * functions: io_uring (multishot reads into provided-buffer rings) and epoll.
  *
  * Buffers belong to the engine; a received packet holds one until it is sent or released. All calls
- * come from the worker's thread, but open() and probe().
+ * come from the worker's thread, the one that called open(); only probe() may be called by any.
  */
 #ifndef HP_IO_H
 #define HP_IO_H
@@ -24,9 +24,12 @@ typedef struct hp_io_config {
   uint32_t max_links;
   uint32_t buffers; /* per group, a power of two */
   int wake;         /* eventfd: readable means "come back from receive()" */
+  /* Both are called from within send(), flush(), receive(), remove() and close(), and must not call
+   * back into the engine. */
   /* A queued packet could not be written: HP_OUTPUT_FULL or HP_OUTPUT_ERROR, of the link it was for. */
   void (*failed)(void *context, uint32_t link, hp_reason reason);
-  /* The descriptor of a link is dead (device deleted): no more packets will come from it. */
+  /* The descriptor of a link is dead (device deleted, or reading fails again and again): no more packets
+   * will come from it. Once per link; it stays added until remove(). */
   void (*gone)(void *context, uint32_t link);
   void *context;
   hp_io_counters *counters;
@@ -36,7 +39,6 @@ typedef struct hp_io_ops {
   const char *name;
   /* "" or why this engine cannot run here, in one line. */
   const char *(*probe)(void);
-  /* Called by the worker's own thread. */
   hp_io *(*open)(const hp_io_config *config, hp_error *error);
   /* Frees everything, waits for what is under way. */
   void (*close)(hp_io *io);

@@ -7,13 +7,15 @@
  * provided-buffer ring for each packet and posts a completion for it. An idle link holds no buffer and
  * costs nothing. A multishot read ends when the group has no buffer left (ENOBUFS), when the device is
  * gone (EBADFD), when it is cancelled, or when the kernel sees fit. A link whose read is not armed waits
- * in its group's queue, first come first served, and is armed while the group has a buffer for it: so
- * nobody retries before a buffer came back, and those whom a flooder left without are served before the
- * flooder is. A newly added link starts in that queue.
+ * in a queue of its group, first come first served, and is armed while the group has a buffer for it: so
+ * nobody retries before a buffer came back. A newly added link starts in that queue.
  *
- * Fairness. Completions are delivered in the order in which they were posted. The kernel takes up to 32
- * packets from a link in a row (MULTISHOT_MAX_RETRY) before the next ready link has its turn, and all
- * together never more than the group has buffers.
+ * Fairness. Completions are delivered in the order in which they were posted. But the kernel reads from
+ * one link as long as it has packets and the group has buffers, then from the next: a flooder empties the
+ * group, and the reads of all others that have something end with ENOBUFS too. So there are two queues
+ * per group, and those who took little since they were armed are armed before those who took much. What
+ * the former have is then read first, the flooder gets the buffers that are left. If they leave none, it
+ * is first in the next turn.
  *
  * Writing. A chain of buffers (coalesce.c) is one request, carried out when it is submitted; RWF_NOWAIT
  * makes it fail with EAGAIN rather than wait, also when somebody cleared O_NONBLOCK on a duplicate. Its
@@ -36,6 +38,8 @@
 #include <string.h>
 
 #include "uring.h"
+
+enum { HOT_PACKETS = 16 }; /* a link that took more since its read was armed is served after the others */
 
 /* Submits what is queued, and with `events` has completions posted. False when the kernel took nothing. */
 static bool submit(hp_io *io, bool events) {
@@ -85,30 +89,31 @@ void hp_uring_give_back(hp_io *io, uint32_t number) {
   group->free++;
 }
 
-static void enqueue(hp_io *io, uint32_t number) {
+static void enqueue(hp_io *io, uint32_t number, int which) {
   struct uring_link *link = &io->links[number];
-  struct uring_group *group = &io->groups[link->group];
+  struct uring_queue *queue = &io->groups[link->group].queues[which];
+  link->queue = (uint8_t)which;
   link->queued = true;
   link->next = HP_NO_LINK;
-  if (group->head == HP_NO_LINK)
-    group->head = number;
+  if (queue->head == HP_NO_LINK)
+    queue->head = number;
   else
-    io->links[group->tail].next = number;
-  group->tail = number;
+    io->links[queue->tail].next = number;
+  queue->tail = number;
 }
 
 static void dequeue(hp_io *io, uint32_t number) {
   struct uring_link *link = &io->links[number];
-  struct uring_group *group = &io->groups[link->group];
+  struct uring_queue *queue = &io->groups[link->group].queues[link->queue];
   uint32_t before = HP_NO_LINK;
-  for (uint32_t at = group->head; at != number; at = io->links[at].next)
+  for (uint32_t at = queue->head; at != number; at = io->links[at].next)
     before = at;
   if (before == HP_NO_LINK)
-    group->head = link->next;
+    queue->head = link->next;
   else
     io->links[before].next = link->next;
-  if (group->tail == number)
-    group->tail = before;
+  if (queue->tail == number)
+    queue->tail = before;
   link->queued = false;
 }
 
@@ -122,22 +127,36 @@ static bool arm(hp_io *io, uint32_t number) {
   sqe->buf_group = io->links[number].group;
   io_uring_sqe_set_data64(sqe, hp_uring_about(HP_ABOUT_READ, number));
   io->links[number].armed = true;
+  io->links[number].taken = 0;
   return true;
 }
 
-/* Arms as many of the links that wait as there are buffers. True when more could be armed then: those
- * that had nothing to read left their buffers. */
+/* Arms the links of a queue, at most *room of them. False when some are left. */
+static bool arm_queue(hp_io *io, const struct uring_queue *queue, uint32_t *room) {
+  while (queue->head != HP_NO_LINK) {
+    uint32_t number = queue->head;
+    if (*room == 0 || !arm(io, number))
+      return false;
+    dequeue(io, number);
+    --*room;
+  }
+  return true;
+}
+
+/* Arms as many of the links that wait as there are buffers. True when more can be armed after this turn:
+ * links that had nothing to read left their buffers. */
 static bool arm_waiting(hp_io *io) {
   bool more = false;
   for (int g = 0; g < HP_GROUPS; g++) {
     struct uring_group *group = &io->groups[g];
-    for (uint32_t i = 0; i < group->free && group->head != HP_NO_LINK; i++) {
-      uint32_t number = group->head;
-      if (!arm(io, number))
-        return true;
-      dequeue(io, number);
-    }
-    more |= group->free && group->head != HP_NO_LINK;
+    uint32_t room = group->free;
+    int second = (group->first + 1) % HP_QUEUES;
+    bool all = arm_queue(io, &group->queues[group->first], &room);
+    if (arm_queue(io, &group->queues[second], &room))
+      group->first = HP_QUEUE_COLD;
+    else if (room < group->free) /* it got nothing or too little: its turn is next */
+      group->first = second;
+    more |= group->free && (!all || group->queues[second].head != HP_NO_LINK);
   }
   return more;
 }
@@ -166,7 +185,7 @@ static void read_ended(hp_io *io, uint32_t number, int result) {
   if (result == 0 || hp_io_is_gone(-result) || link->failures >= HP_READ_FAILURES)
     io->config.gone(io->config.context, number);
   else
-    enqueue(io, number);
+    enqueue(io, number, link->taken > HOT_PACKETS ? HP_QUEUE_HOT : HP_QUEUE_COLD);
 }
 
 /* True when *packet has been filled. */
@@ -181,6 +200,7 @@ static bool read_done(hp_io *io, const struct io_uring_cqe *cqe, hp_packet *pack
     if (got) {
       *packet = hp_received(&io->buffers, buffer, number, (uint32_t)cqe->res);
       link->failures = 0;
+      link->taken++;
     } else
       hp_uring_give_back(io, buffer);
   }
@@ -245,7 +265,7 @@ static int uring_add(hp_io *io, uint32_t number, int fd, int group, hp_error *er
                      strerror(-result));
   }
   io->links[number] = (struct uring_link){.fd = fd, .group = (uint8_t)group, .added = true};
-  enqueue(io, number);
+  enqueue(io, number, HP_QUEUE_COLD);
   return 0;
 }
 

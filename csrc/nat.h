@@ -49,5 +49,8 @@ uint32_t hp_flow_refreshed(const hp_flow *flow);
 /* Looks at `budget` flow numbers at most, one pass at most; ends those that are idle or whose link is
  * gone. Returns how many ended. */
 uint32_t hp_expire(hp_worker *worker, uint32_t budget);
+/* Sets the worker's time. A flow keeps 32 bits of it: when the clock has jumped by more than those can tell
+ * (the host was suspended for weeks), every flow is idle for longer than any timer and ends now. */
+void hp_clock_set(hp_worker *worker, uint64_t now);
 
 #endif

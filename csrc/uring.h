@@ -13,23 +13,33 @@ enum { HP_OP_READ_MULTISHOT = 49 }; /* IORING_OP_READ_MULTISHOT, linux/io_uring.
 /* user_data: what a completion is about << 56 | link number or first buffer of a chain. */
 enum { HP_ABOUT_READ = 1, HP_ABOUT_WRITE = 2, HP_ABOUT_WAKE = 3, HP_ABOUT_CANCEL = 4 };
 
+/* Links whose read is not armed wait in one of their group's queues: first those who took little. */
+enum { HP_QUEUE_COLD = 0, HP_QUEUE_HOT = 1, HP_QUEUES = 2 };
+
 struct uring_link {
   int fd;
-  uint32_t next;   /* in its group's queue */
+  uint32_t next;   /* in its queue */
   uint32_t writes; /* under way */
+  uint32_t taken;  /* packets since the read was armed */
   uint8_t group;
+  uint8_t queue;
   uint8_t failures; /* reads that failed since the last packet */
   bool added;
   bool armed;
   bool queued;
 };
 
+struct uring_queue {
+  uint32_t head;
+  uint32_t tail;
+};
+
 struct uring_group {
   struct io_uring_buf_ring *ring;
   size_t ring_bytes;
   uint32_t free; /* buffers in the ring, as far as completions tell */
-  uint32_t head; /* queue of links to be armed */
-  uint32_t tail;
+  struct uring_queue queues[HP_QUEUES];
+  int first; /* queue to begin with */
 };
 
 struct hp_io {
@@ -44,7 +54,7 @@ struct hp_io {
   hp_packet *kept; /* packets that remove() came across: at most one per buffer */
   uint32_t kept_first;
   uint32_t kept_count;
-  uint32_t removing; /* link number, NO_LINK when receiving */
+  uint32_t removing; /* link number, HP_NO_LINK when receiving */
   bool registered;   /* descriptors are, under their link numbers */
   bool cancelled;    /* the cancellation has been answered */
   bool wake_armed;

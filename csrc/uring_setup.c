@@ -76,7 +76,9 @@ static int new_group(hp_io *io, int number, hp_error *error) {
   void *ring = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (ring == MAP_FAILED)
     return hp_fail(error, errno, "io_uring: no memory for a ring of %u buffers: %s", count, strerror(errno));
-  *group = (struct uring_group){.ring = ring, .ring_bytes = bytes, .head = HP_NO_LINK, .tail = HP_NO_LINK};
+  *group = (struct uring_group){.ring = ring, .ring_bytes = bytes};
+  for (int q = 0; q < HP_QUEUES; q++)
+    group->queues[q] = (struct uring_queue){HP_NO_LINK, HP_NO_LINK};
   struct io_uring_buf_reg registration = {
       .ring_addr = (uintptr_t)ring, .ring_entries = count, .bgid = (uint16_t)number};
   int result = io_uring_register_buf_ring(&io->ring, &registration, 0);

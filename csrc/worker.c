@@ -66,7 +66,7 @@ static void turn(hp_worker *worker) {
   hp_engine *engine = worker->engine;
   run_commands(engine);
   uint32_t count = worker->io_ops->receive(worker->io, packets, wait_for(engine));
-  __atomic_store_n(&worker->now, hp_now(), __ATOMIC_RELAXED);
+  hp_clock_set(worker, hp_now());
   worker->loops++;
   if (count) {
     worker->batches++;

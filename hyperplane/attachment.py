@@ -8,59 +8,43 @@ books. One attachment costs one descriptor (a second one when it is made by pid)
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
 from hyperplane.dataplane import Engine, Eni, Tunnel, checks
-from hyperplane.errors import AddressInUse, EngineError, HyperplaneError, InvalidValue
+from hyperplane.errors import AddressInUse, EngineError, InvalidValue
 from hyperplane.linux import netlink, tun
 from hyperplane.linux.eni import EniDevice, create_eni, withdraw_eni
+from hyperplane.linux.jobs import HalfWay, Jobs
 from hyperplane.linux.namespaces import Key, Namespace, NamespaceThreads, open_namespace, raise_descriptor_limit
 from hyperplane.linux.reaper import Reaper
-from hyperplane.linux.watch import NamespaceWatch
+from hyperplane.linux.watch import NamespaceWatch, Token
 from hyperplane.model import SecurityGroup, Timers, UdpMapping
 
-T = TypeVar("T")
-
-INSIDE_ADDRESS: Final = "198.18.0.2"  # RFC 2544's block: no environment needs it for anything else
-# Above the engine's least MTU, what a device may be given here: IPv4 hosts need 576 (RFC 1122 section 3.3.3).
-LEAST_MTU, LARGEST_MTU = 576, 65535
+INSIDE_ADDRESS: Final = "198.18.0.2"  # RFC 2544's block, which no server has
+LEAST_MTU, LARGEST_MTU = 576, 65535  # RFC 1122 section 3.3.3; the most a TUN takes
+MOST_ROUTES: Final = 64  # the kernel's answers to one batch must fit a socket buffer
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """What an attach took, in seconds: waiting for a thread; finding and entering the namespace and opening the TUN;
-    the netlink batch; telling the engine."""
+    """Where an attach's time went, in seconds.
+
+    wait: until a thread was free. device: finding and entering the namespace, opening the TUN. netlink: MTU, address,
+    up and routes. engine: until the engine listened.
+    """
 
     wait: float
     device: float
     netlink: float
     engine: float
-
-
-@dataclass(eq=False, slots=True)
-class Attachment:
-    """One environment's tunnel on an ENI.
-
-    namespace: how it was given ("" for a descriptor); device: the TUN's name; seconds: what attach() took as its caller
-    saw it. ended: done when the tunnel has left the engine, with the reason in words; it can be awaited.
-    """
-
-    tunnel: Tunnel
-    namespace: str
-    device: str
-    seconds: float
-    timings: Timings
-    ended: asyncio.Future[str]
-    _fd: int
-    _end: asyncio.Task[None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,60 +66,71 @@ class _Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What a thread made of a plan."""
+    """What a thread made of a plan; namespace None when it was given by a descriptor."""
 
     fd: int
-    tunnel: Tunnel
     device: str
     namespace: Namespace | None
+    tunnel: Tunnel
     timings: Timings
 
 
 @dataclass(eq=False, slots=True)
+class Attachment:
+    """One environment's tunnel on an ENI.
+
+    seconds: what attach() took as its caller saw it. ended: done when the tunnel has left the engine, with the reason
+    in words: "detached", "closed", "namespace box1 was deleted", "process 4711 ended", or what became of the VPC.
+    """
+
+    tunnel: Tunnel
+    namespace: str  # "" when given by a descriptor
+    device: str
+    seconds: float
+    timings: Timings
+    ended: asyncio.Future[str]
+    _made: _Made
+    _end: asyncio.Task[None] | None = None
+
+
+@dataclass(eq=False, slots=True)
 class _OpenEni:
+    eni: Eni
     device: EniDevice
     ended: asyncio.Future[str]
     attachments: set[Attachment] = field(default_factory=set)
     end: asyncio.Task[None] | None = None
 
 
-class _HalfWay(Exception):
-    """An attach failed after its device was made; closing is done when that is gone."""
-
-    def __init__(self, error: BaseException, closing: Future[None]) -> None:
-        super().__init__(error)
-        self.error = error
-        self.closing = closing
-
-
 class Attachments:
-    """ENIs and the environments attached to them. `async with Attachments(max_flows=...) as attachments: ...`
+    """ENIs and the environments attached to them: `async with Attachments(max_flows=100_000) as attachments: ...`
 
     engine: one that the caller closes (it is started when it does not run); without it, one is made with engine_options
-    (those of `Engine`) and closed at the end. Raises what Engine raises. For one event loop.
+    (those of `Engine`) and closed at the end. For one event loop; raises what `Engine` raises.
     """
 
     def __init__(self, engine: Engine | None = None, *, threads: int = 4, **engine_options: Any) -> None:
         if engine is not None and engine_options:
-            raise InvalidValue("engine options without effect: an engine was given", resource=", ".join(engine_options))
+            given = ", ".join(engine_options)
+            raise InvalidValue(f"engine options without effect: {given}", remedy="give an engine, or its options")
         self._given = engine
         self._options = engine_options
         self._engine: Engine | None = None
         self._thread_count = checks.integer("threads", threads, 1, 64)
         self._enis: dict[Eni, _OpenEni] = {}
-        self._jobs: set[Future[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         if self._engine is not None:
-            raise EngineError("Attachments are entered once only", remedy="make new ones")
+            raise EngineError("attachments are entered only once", remedy="make new ones")
         raise_descriptor_limit()
         self._loop = asyncio.get_running_loop()
         self._threads = NamespaceThreads(self._thread_count)
+        self._jobs = Jobs(self._threads)
         self._reaper = Reaper()
         self._watch = NamespaceWatch(self._loop, self._namespace_gone)
         try:
-            self._engine = await self._run(self._start_engine, undo=self._drop_engine)
+            self._engine = await self._jobs.run(self._start_engine, undo=self._stop_engine)
         except BaseException:
             self._threads.close()
             self._reaper.stop()
@@ -149,7 +144,7 @@ class Attachments:
     def engine(self) -> Engine:
         """The engine that translates. Raises EngineError before entry."""
         if self._engine is None:
-            raise EngineError("no engine yet", remedy="use `async with Attachments() as attachments`")
+            raise EngineError("attachments are not open", remedy="use `async with Attachments() as attachments`")
         return self._engine
 
     @property
@@ -159,7 +154,7 @@ class Attachments:
     def attachments(self, eni: Eni | None = None) -> tuple[Attachment, ...]:
         """Those of one ENI, or all."""
         opened = self._enis.values() if eni is None else (self._opened(eni),)
-        return tuple(one for each in opened for one in each.attachments)
+        return tuple(attachment for each in opened for attachment in each.attachments)
 
     # ENIs
 
@@ -172,23 +167,24 @@ class Attachments:
         device: str = "eni0",
         security_groups: Iterable[SecurityGroup] = (),
         mtu: int = 1500,
-        timers: Timers = Timers(),  # noqa: B008 (immutable)
+        timers: Timers = Timers(),
         udp_mapping: UdpMapping = "endpoint-independent",
         silent: bool = False,
     ) -> Eni:
-        """Makes the shared interface in the VPC's namespace: device, routes, and what hyperplane.linux.eni describes.
+        """Makes the shared interface in the VPC's namespace; hyperplane.linux.eni says what is set there.
 
-        vpc: as for `open_namespace()`; the rest as for `Engine.add_eni()`. The ENI ends by close_eni() or close(), and by
+        vpc: as for `open_namespace()`; the rest as for `Engine.add_eni()`. It ends by close_eni(), by close(), or by
         itself when the VPC's namespace goes away. Raises NamespaceNotFound, AddressInUse, InvalidValue, DeviceError,
-        PermissionMissing, EngineError; then nothing is left.
+        PermissionMissing, EngineError; then, and when cancelled, nothing is left.
         """
-        self._check_open()
-        checked = checks.addresses(f"address of ENI {name}", addresses)
+        what = f"ENI {checks.name('ENI name', name)}"
+        checked = checks.addresses(f"address of {what}", addresses)
         tun.check_name(device)
-        checks.integer(f"MTU of ENI {name}", mtu, LEAST_MTU, LARGEST_MTU)
-        groups = tuple(security_groups)
+        checks.integer(f"MTU of {what}", mtu, LEAST_MTU, LARGEST_MTU)
+        groups = checks.groups(f"security groups of {what}", security_groups)
+        self._check_open()
 
-        def make() -> tuple[EniDevice, Eni]:
+        def make() -> _OpenEni:
             with open_namespace(vpc) as namespace, self._threads.inside(namespace.fd):
                 made = create_eni(namespace, device=device, addresses=checked, mtu=mtu)
             try:
@@ -204,34 +200,31 @@ class Attachments:
                 )
             except BaseException as error:
                 withdraw_eni(made, self._threads)
-                raise _HalfWay(error, self._reaper.close(made.fd)) from None
-            return made, eni
+                raise HalfWay(error, self._reaper.close(made.fd)) from None
+            return _OpenEni(eni, made, self._loop.create_future())
 
-        def undo(both: tuple[EniDevice, Eni]) -> None:
-            self._remove_eni(both[0], both[1])
-
-        made, eni = await self._run(make, undo=undo)
-        try:
-            self._check_open()
-            self._watch.add(eni, made.namespace)
-        except BaseException:
-            await self._settle(self._threads.submit(self._remove_eni, made, eni))
-            raise
-        self._enis[eni] = _OpenEni(made, self._loop.create_future())
-        return eni
+        with self._jobs.operation():
+            opened = await self._jobs.run(make, undo=self._unmake_eni)
+            try:
+                self._check_open()
+                self._watch.add(opened.eni, opened.device.namespace)
+            except BaseException:
+                await asyncio.wrap_future(await self._jobs.do(self._unmake_eni, opened))
+                raise
+            self._enis[opened.eni] = opened
+        return opened.eni
 
     def eni_ended(self, eni: Eni) -> asyncio.Future[str]:
         """Done when the ENI has left the engine, with the reason in words."""
         return self._opened(eni).ended
 
     async def close_eni(self, eni: Eni) -> None:
-        """Removes the ENI; returns when its device is gone. Raises EngineError while environments are attached to it."""
+        """Removes the ENI; returns when its device is gone. Raises EngineError while environments are attached."""
         opened = self._opened(eni)
         if held := sorted(one.tunnel.name for one in opened.attachments):
             names = ", ".join(held[:5]) + (f" and {len(held) - 5} more" if len(held) > 5 else "")
-            what = f"ENI {eni.name}"
-            raise EngineError(f"{what} is in use by tunnels: {names}", resource=what, remedy="detach them first")
-        await asyncio.shield(self._begin_eni_end(eni, opened, "closed"))
+            raise EngineError(f"ENI {eni.name} is in use by tunnels: {names}", remedy="detach them first")
+        await asyncio.shield(self._begin_eni_end(opened, "closed"))
 
     # Environments
 
@@ -251,122 +244,200 @@ class Attachments:
     ) -> Attachment:
         """Programs a tunnel from an environment onto the ENI; exactly one of namespace, pid and fd says which.
 
-        namespace, pid: a TUN named device is made there, with address and MTU, and routes lead to it. It ends by itself
-        when the namespace's name is deleted, or the process ends. fd: a TUN (IFF_NO_PI, IFF_VNET_HDR) that the platform
-        has configured, in a namespace or a guest: only a duplicate is kept; device and routes do not apply. name: of the
-        tunnel, unique on the ENI; the namespace's by default. max_flows: its own limit, 0 for none.
+        namespace, pid: a TUN called device is made there, with address and mtu, and routes lead to it; it ends by
+        itself when the namespace's name is deleted, or the process ends. fd: a TUN (IFF_NO_PI, IFF_VNET_HDR) that the
+        platform has configured; a duplicate is kept, and device and routes do not apply. name: of the tunnel, unique on the ENI,
+        by default the namespace's. max_flows: the tunnel's own limit, 0 for none.
 
-        Raises InvalidValue, NamespaceNotFound, AddressInUse, DeviceError, NotATunnel, PermissionMissing, EngineError; then,
-        and when cancelled, nothing is left.
+        Raises InvalidValue, NamespaceNotFound, AddressInUse, DeviceError, NotATunnel, PermissionMissing, EngineError;
+        then, and when cancelled, nothing is left.
         """
-        plan = self._plan(eni, namespace, pid, fd, name, address, device, mtu, routes, max_flows)
-        made = await self._run(lambda: self._make(plan), undo=self._unmake)
-        attachment = Attachment(
-            made.tunnel,
-            made.namespace.name if made.namespace else "",
-            made.device,
-            time.perf_counter() - plan.asked,
-            made.timings,
-            self._loop.create_future(),
-            made.fd,
+        asked = time.perf_counter()
+        opened = self._opened(eni)
+        targets = [one for one in (namespace, pid, fd) if one is not None]
+        if len(targets) != 1:
+            raise InvalidValue("attach() needs exactly one of namespace, pid and fd", resource="environment")
+        plan = _Plan(
+            eni=eni,
+            vpc=opened.device.namespace.key,
+            target=targets[0] if pid is None else checks.integer("pid", pid, 1, 1 << 22),
+            by_descriptor=fd is not None,
+            name=None if name is None else checks.name("tunnel name", name),
+            address=_inside(address, eni),
+            device=tun.check_name(device),
+            mtu=checks.integer("MTU of the tunnel", mtu, LEAST_MTU, LARGEST_MTU),
+            routes=_networks(routes),
+            max_flows=max_flows,
+            asked=asked,
         )
-        try:
-            self._check_open()
-            opened = self._opened(eni)
-            if made.namespace:
-                self._watch.add(attachment, made.namespace)
-        except BaseException:
-            await self._settle(self._threads.submit(self._unmake, made))
-            raise
-        opened.attachments.add(attachment)
+        with self._jobs.operation():
+            made = await self._jobs.run(lambda: self._make(plan), undo=self._unmake)
+            attachment = Attachment(
+                tunnel=made.tunnel,
+                namespace=made.namespace.name if made.namespace else "",
+                device=made.device,
+                seconds=time.perf_counter() - asked,
+                timings=made.timings,
+                ended=self._loop.create_future(),
+                _made=made,
+            )
+            try:
+                self._opened(eni)
+                if made.namespace:
+                    self._watch.add(attachment, made.namespace)
+            except BaseException:
+                await asyncio.wrap_future(await self._jobs.do(self._unmake, made))
+                raise
+            opened.attachments.add(attachment)
         return attachment
 
     async def detach(self, attachment: Attachment) -> None:
-        """Ends an attachment; returns when its device is gone. Does nothing more for one that has ended already."""
-        if attachment._end is None and attachment not in self._opened(attachment.tunnel.eni).attachments:
+        """Ends an attachment; returns when its device is gone. For one that has ended it only waits for that."""
+        opened = self._enis.get(attachment.tunnel.eni)
+        if attachment._end is None and (opened is None or attachment not in opened.attachments):
             what = f"tunnel {attachment.tunnel.name}"
             raise InvalidValue(f"{what} is not attached here", resource=what, remedy="detach what attach() gave")
         await asyncio.shield(self._begin_end(attachment, "detached"))
 
     async def close(self) -> None:
         """Removes everything that was made and returns when it is gone. May be called again."""
-        if self._engine is None:
-            return
-        if self._closing is None:
-            self._closing = self._loop.create_task(self._close())
-        await asyncio.shield(self._closing)
+        if self._engine is not None:
+            if self._closing is None:
+                self._closing = self._loop.create_task(self._close())
+            await asyncio.shield(self._closing)
 
-    # Within: making
-
-    def _plan(
-        self,
-        eni: Eni,
-        namespace: str | Path | None,
-        pid: int | None,
-        fd: int | None,
-        name: str | None,
-        address: str | IPv4Address,
-        device: str,
-        mtu: int,
-        routes: Iterable[str | IPv4Network],
-        max_flows: int,
-    ) -> _Plan:
-        asked = time.perf_counter()
-        self._check_open()
-        targets = [one for one in (namespace, pid, fd) if one is not None]
-        if len(targets) != 1:
-            raise InvalidValue("attach() needs exactly one of namespace, pid and fd", resource="environment")
-        if pid is not None:
-            checks.integer("pid", pid, 1, (1 << 22))
-        inside = checks.unicast("inside address", address)
-        if inside in eni.addresses:
-            message = f"inside address {inside} is an address of ENI {eni.name}"
-            raise AddressInUse(message, resource=str(inside), remedy="give the environment another inside address")
-        return _Plan(
-            eni=eni,
-            vpc=self._opened(eni).device.namespace.key,
-            target=targets[0],
-            by_descriptor=fd is not None,
-            name=None if name is None else checks.name("tunnel name", name),
-            address=inside,
-            device=tun.check_name(device),
-            mtu=checks.integer("MTU of the tunnel", mtu, LEAST_MTU, LARGEST_MTU),
-            routes=tuple(_network(route) for route in routes),
-            max_flows=max_flows,
-            asked=asked,
-        )
+    # In threads: making and unmaking
 
     def _make(self, plan: _Plan) -> _Made:
-        """In a thread: device, configuration, engine."""
-        started = time.perf_counter()
-        found = None
-        if isinstance(plan.target, int) and plan.by_descriptor:
-            fd = tun.adopt_tun(plan.target)
-            opened = configured = time.perf_counter()
-            device = tun.device_of(fd)[0]
-        else:
-            device = plan.device
-            with open_namespace(plan.target) as namespace:
-                if namespace.key == plan.vpc:
-                    what = f"namespace {namespace.name}"
-                    remedy = "give the environment's own"
-                    raise InvalidValue(f"{what} is the VPC's", resource=what, remedy=remedy)
-                found = namespace.closed()
-                with self._threads.inside(namespace.fd):
-                    fd = tun.open_tun(device)
-                    opened = time.perf_counter()
-                    try:
-                        netlink.configure(device, mtu=plan.mtu, address=plan.address, routes=plan.routes)
-                    except BaseException as error:
-                        raise _HalfWay(error, self._reaper.close(fd)) from None
-            configured = time.perf_counter()
-        name = plan.name or (Path(found.name).name if found else f"fd:{fd}")
+        times = [time.perf_counter()]
+        fd, device, found = -1, plan.device, None
         try:
+            if plan.by_descriptor and isinstance(plan.target, int):
+                fd = tun.adopt_tun(plan.target)
+                device = tun.device_of(fd)[0]
+                times += [time.perf_counter()] * 2
+            else:
+                with open_namespace(plan.target) as namespace:
+                    if namespace.key == plan.vpc:
+                        message = f"namespace {namespace.name} is the VPC's"
+                        raise InvalidValue(message, resource=namespace.name, remedy="give the environment's own")
+                    found = namespace.closed()
+                    with self._threads.inside(namespace.fd):
+                        fd = tun.open_tun(device)
+                        times.append(time.perf_counter())
+                        netlink.configure(device, mtu=plan.mtu, address=plan.address, routes=plan.routes)
+                        times.append(time.perf_counter())
+            name = plan.name or (Path(found.name).name if found else f"fd:{fd}")
             tunnel = self.engine.add_tunnel(
                 plan.eni, name=name, address=plan.address, fd=fd, mtu=plan.mtu, max_flows=plan.max_flows
             )
         except BaseException as error:
-            raise _HalfWay(error, self._reaper.close(fd)) from None
-        added = time.perf_counter()
-        timings = Timings(started - plan.asked, opened - started, configured - opened, added - configured)
-        return _Made(fd, tunnel, device, found, timings)
+            if fd < 0:
+                raise
+            raise HalfWay(error, self._reaper.close(fd)) from None
+        times.append(time.perf_counter())
+        timings = Timings(times[0] - plan.asked, *(after - before for before, after in pairwise(times)))
+        return _Made(fd, device, found, tunnel, timings)
+
+    def _unmake(self, made: _Made) -> Future[None]:
+        # Refused when the caller closed the engine or removed the tunnel: then it has let go of the descriptor too.
+        with suppress(EngineError, InvalidValue):
+            self.engine.remove(made.tunnel)
+        return self._reaper.close(made.fd)
+
+    def _unmake_eni(self, opened: _OpenEni) -> Future[None]:
+        with suppress(EngineError, InvalidValue):  # as above
+            self.engine.remove(opened.eni)
+        withdraw_eni(opened.device, self._threads)
+        return self._reaper.close(opened.device.fd)
+
+    def _start_engine(self) -> Engine:
+        engine = self._given or Engine(**self._options)
+        try:
+            if not engine.status().running:
+                engine.start()
+        except BaseException:
+            self._stop_engine(engine)
+            raise
+        return engine
+
+    def _stop_engine(self, engine: Engine) -> None:
+        if engine is not self._given:
+            engine.close()
+
+    # In the event loop: ends
+
+    def _begin_end(self, attachment: Attachment, reason: str) -> asyncio.Task[None]:
+        if attachment._end is None:
+            attachment._end = self._loop.create_task(self._end(attachment, reason))
+        return attachment._end
+
+    async def _end(self, attachment: Attachment, reason: str) -> None:
+        self._watch.remove(attachment)
+        closing = await self._jobs.do(self._unmake, attachment._made)
+        self._enis[attachment.tunnel.eni].attachments.discard(attachment)
+        if not attachment.ended.done():  # somebody may have cancelled it
+            attachment.ended.set_result(reason)
+        await asyncio.wrap_future(closing)
+
+    def _begin_eni_end(self, opened: _OpenEni, reason: str) -> asyncio.Task[None]:
+        if opened.end is None:
+            opened.end = self._loop.create_task(self._end_eni(opened, reason))
+        return opened.end
+
+    async def _end_eni(self, opened: _OpenEni, reason: str) -> None:
+        self._watch.remove(opened.eni)
+        await self._jobs.settled()
+        await asyncio.gather(*(self._begin_end(one, reason) for one in tuple(opened.attachments)))
+        closing = await self._jobs.do(self._unmake_eni, opened)
+        del self._enis[opened.eni]
+        if not opened.ended.done():
+            opened.ended.set_result(reason)
+        await asyncio.wrap_future(closing)
+
+    def _namespace_gone(self, token: Token, reason: str) -> None:
+        if isinstance(token, Attachment):
+            self._begin_end(token, reason)
+        elif isinstance(token, Eni) and token in self._enis:
+            self._begin_eni_end(self._enis[token], f"the VPC's {reason}")
+
+    async def _close(self) -> None:
+        await self._jobs.settled()
+        await asyncio.gather(*(self._begin_eni_end(opened, "closed") for opened in tuple(self._enis.values())))
+        await self._jobs.settled()
+        self._watch.close()
+        await self._jobs.do(self._stop_engine, self.engine)
+        await asyncio.to_thread(self._threads.close)
+        await asyncio.to_thread(self._reaper.stop)
+
+    def _check_open(self) -> None:
+        if self._engine is None or self._closing is not None:
+            raise EngineError("attachments are not open", remedy="use `async with Attachments() as attachments`")
+
+    def _opened(self, eni: Eni) -> _OpenEni:
+        self._check_open()
+        opened = self._enis.get(eni)
+        if opened is None or opened.end is not None:
+            name = eni.name if isinstance(eni, Eni) else repr(eni)
+            raise InvalidValue(f"ENI {name} is not open here", resource=name, remedy="give what open_eni() gave")
+        return opened
+
+
+def _inside(address: str | IPv4Address, eni: Eni) -> IPv4Address:
+    inside = checks.unicast("inside address", address)
+    if inside in eni.addresses:
+        remedy = "give the environment another inside address"
+        raise AddressInUse(f"inside address {inside} is an address of ENI {eni.name}", remedy=remedy)
+    return inside
+
+
+def _networks(routes: Iterable[str | IPv4Network]) -> tuple[IPv4Network, ...]:
+    if isinstance(routes, str):
+        raise InvalidValue(f"routes are {routes!r}", resource="routes", remedy="give a list of networks")
+    given = tuple(routes)
+    if len(given) > MOST_ROUTES:
+        raise InvalidValue(f"{len(given)} routes", resource="routes", limit=f"{MOST_ROUTES} routes of one device")
+    try:
+        return tuple(IPv4Network(route) for route in given)
+    except ValueError as error:
+        raise InvalidValue(f"route: {error}", resource="route", remedy="give networks such as 198.19.0.0/16") from None

@@ -46,7 +46,7 @@ class DeviceError(HyperplaneError):
 
 
 class NotATunnel(DeviceError):
-    """A descriptor that is no TUN as the engine needs it: IFF_TUN, IFF_NO_PI and IFF_VNET_HDR."""
+    """A descriptor that is no TUN with a virtio_net_hdr."""
 
 
 class AddressInUse(HyperplaneError):

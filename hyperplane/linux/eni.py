@@ -3,8 +3,8 @@
 The addresses are not put on the device: the kernel would answer for them itself. Where an address lies in the subnet of
 another device there (a shared segment: VLAN, bridge, VXLAN), nobody on the segment would find it, so the namespace
 answers ARP for it on that device (a proxy neighbour, without the delay of up to 0.8 s that proxies have by default) and
-forwards between that device and the ENI. These settings are per device; the namespace's own (net.ipv4.ip_forward) is left
-alone. Where the address is reached by a route, forwarding is the business of whoever set up the route.
+forwards between that device and the ENI. These settings are per device; the namespace's own (net.ipv4.ip_forward) is
+left alone. Where the address is reached by a route, forwarding is the business of whoever set up the route.
 
 What was set is set back when the ENI goes, unless another ENI still needs it.
 """
@@ -102,7 +102,9 @@ def _segments(namespace: Namespace, addresses: Sequence[IPv4Address]) -> list[tu
                 continue
             if subnet.prefixlen < 31 and address in (subnet.network_address, subnet.broadcast_address):
                 limit = "a unicast address of one host"
-                raise InvalidValue(f"{address} is no host's in {subnet} on {device}", resource=str(address), limit=limit)
+                raise InvalidValue(
+                    f"{address} is no host's in {subnet} on {device}", resource=str(address), limit=limit
+                )
             found.append((device, address))
         _check_route(namespace, address)
     return found
@@ -139,7 +141,7 @@ def _give_back(key: Key, segment: str, setting: str) -> None:
 class _Settings:
     """Per-device sysctls that this process has changed, each with what it was and how many ENIs need it.
 
-    A file below /proc/sys/net shows the namespace of the thread that opens it, hence the namespace's key beside the path.
+    A file below /proc/sys/net shows the namespace of the thread that opens it: hence the key beside the path.
     """
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from hyperplane.linux.namespaces import descriptors_exhausted
 TUNSETOFFLOAD, TUNGETIFF, TUNSETVNETHDRSZ, TUNGETDEVNETNS = 0x400454D0, 0x800454D2, 0x400454D8, 0x54E3
 IFF_TUN, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL = 0x0001, 0x1000, 0x4000, 0x8000
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x04, 0x20, 0x40
-# Best first; UDP segmentation needs Linux 6.2. No TUN_F_TSO_ECN: the kernel itself cuts the rare super-segment with CWR.
+# Best first; UDP segmentation needs Linux 6.2. No TUN_F_TSO_ECN: the kernel cuts the rare super-segment with CWR.
 OFFLOADS: Final = (TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_USO4 | TUN_F_USO6, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6)
 VNET_HEADER: Final = 10  # struct virtio_net_hdr, linux/virtio_net.h
 IFNAMSIZ: Final = 16  # linux/if.h
@@ -66,7 +66,7 @@ def open_tun(device: str) -> int:
 def adopt_tun(fd: int) -> int:
     """A duplicate of a TUN descriptor that a platform handed in, set up for the engine; the platform keeps its own.
 
-    Address, MTU, routes and flags of the device stay as they are. Raises NotATunnel.
+    Address, MTU and routes of the device stay as they are. Raises InvalidValue, NotATunnel.
     """
     if not isinstance(fd, int) or isinstance(fd, bool) or fd < 0:
         raise InvalidValue(f"descriptor is {fd!r}", resource="descriptor", remedy="give an open TUN descriptor")
@@ -123,9 +123,9 @@ def _check(fd: int, what: str) -> None:
     what = f"{what} ({name})"
     if not flags & IFF_TUN:
         raise NotATunnel(f"{what} is a TAP device", resource=what, remedy="open it with IFF_TUN")
-    for flag, word in ((IFF_NO_PI, "IFF_NO_PI"), (IFF_VNET_HDR, "IFF_VNET_HDR")):
-        if not flags & flag:
-            raise NotATunnel(f"{what} was opened without {word}", resource=what, remedy=f"open it with {word}")
+    # IFF_NO_PI cannot be seen here, it has the value of IFF_NOFILTER: the engine probes for it (csrc/link_tun.c).
+    if not flags & IFF_VNET_HDR:
+        raise NotATunnel(f"{what} was opened without IFF_VNET_HDR", resource=what, remedy="open it with IFF_VNET_HDR")
 
 
 def _open_error(device: str, number: int) -> HyperplaneError:

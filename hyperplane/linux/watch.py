@@ -1,7 +1,8 @@
 """Tells when a namespace goes away underneath: its name is deleted, or the process it was found through ends.
 
-A TUN descriptor keeps its namespace alive, and nothing happens on it when everybody else has left: writes succeed, poll()
-stays quiet. So the name is watched by inotify(7), one descriptor for all names, and a process by a pidfd, one for each.
+A TUN descriptor keeps its namespace alive, and nothing happens on it when everybody else has left: writes succeed and
+poll() stays quiet. So the name is watched by inotify(7), one descriptor for all names, and a process by a pidfd, one
+for each.
 A name that is unmounted but not deleted sends no event.
 """
 

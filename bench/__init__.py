@@ -1,0 +1,1 @@
+"""Benchmarks: every figure next to its rival's, measured in the same run. docs/benchmarks.md says how to read them."""

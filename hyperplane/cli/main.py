@@ -1,0 +1,74 @@
+"""The entry of `hyperplane-nat`: what comes before and after a command. Errors become one line and an exit code.
+
+0: it did what it was asked, or was ended by a signal while it worked as asked. 1: it failed. 2: it was asked for
+something that cannot be. 128 + N: signal N ended it before it was ready.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import NoReturn
+
+from hyperplane.cli import interrupts
+
+PROGRAM = "hyperplane-nat"
+
+
+def main() -> NoReturn:
+    """The console script. All else is imported once signals are taken care of."""
+    interrupts.catch()
+    # Shows flows once `nat` runs; until then it must not end the program, which is what it does by default.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        status = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except interrupts.Interrupted as interrupted:
+        status = say(f"{interrupted.name} before it was ready; nothing was left behind", 128 + interrupted.number)
+    except BrokenPipeError:
+        # Whoever read the output is gone. Python would flush it once more at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)
+
+
+def _run(arguments: list[str]) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?" for an arrow
+
+    import click
+
+    from hyperplane.cli.commands import group
+    from hyperplane.errors import HyperplaneError, InvalidValue
+
+    try:
+        return int(group.main(arguments, prog_name=PROGRAM, standalone_mode=False) or 0)
+    except click.ClickException as error:
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        return say(_usage(error.format_message(), context.command_path if context else PROGRAM), error.exit_code)
+    except InvalidValue as error:
+        return say(str(error), 2)
+    except HyperplaneError as error:
+        return say(str(error), 1)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if os.environ.get("HYPERPLANE_DEBUG"):
+            raise
+        text = f"{type(error).__name__}: {error}"
+        return say(f"unexpected {text}; HYPERPLANE_DEBUG=1 shows where: please report it with that", 1)
+
+
+def say(text: str, status: int) -> int:
+    """One line on standard error."""
+    print(f"{PROGRAM}: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    return status
+
+
+def _usage(problem: str, command: str) -> str:
+    problem = " ".join(problem.split()).rstrip(".")
+    if "unexpected extra argument" in problem:
+        problem += ": repeat an option for each value, and put a value with a blank into quotes"
+    return f"{problem}; see {command} --help"

@@ -1,0 +1,431 @@
+"""What the verbs print: tables and lines for people (TextOutput), one JSON object per line for programs (JsonOutput).
+
+Field names and event names of the JSON are listed in docs/cli.md and do not change their meaning.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from hyperplane.model import ANYWHERE, Counters, Drop, Flow, Rule
+
+if TYPE_CHECKING:
+    from hyperplane.cli.live import Screen
+
+PROTOCOLS = {socket.IPPROTO_ICMP: "icmp", socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp"}
+STATE_STYLES = {"established": "green", "active": "green", "reset": "red", "opening": "yellow", "closing": "dim"}
+MOST_ROWS = 1000  # of a table for people; JSON has all
+MOST_ATTACHED = 25
+MOST_DROPS = 20
+CLOCK_STEP = 0.1  # seconds
+PIPE_WIDTH = 200  # columns when nobody's terminal says how wide it is: nothing is cut
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """One environment that was attached; seconds: what that took."""
+
+    environment: str
+    namespace: str
+    device: str
+    inside_address: IPv4Address
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What runs once set-up is done. rules is empty when none was given: everything is allowed."""
+
+    vpc: str
+    eni: str
+    eni_addresses: tuple[IPv4Address, ...]
+    rules: tuple[Rule, ...]
+    io: str
+    max_flows: int
+    mtu: int
+    pid: int
+    attached: tuple[Attached, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The engine at one moment. now: CLOCK_BOOTTIME ms. drops: records since the last snapshot. counters: those of the
+    ENI (out: towards the VPC), but drops and refusals of all links."""
+
+    now: int
+    flows: Sequence[Flow]
+    drops: Sequence[Drop]
+    counters: Counters
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What is different from the snapshot before."""
+
+    started: Sequence[Flow]
+    ended: Sequence[Flow]
+    snapshot: Snapshot
+
+
+class Output(Protocol):
+    """What the verb `nat` tells."""
+
+    def ready(self, ready: Ready) -> None: ...
+    def detached(self, environment: str, reason: str, left: int) -> None: ...
+    def snapshot(self, snapshot: Snapshot) -> None: ...
+    def changes(self, changes: Changes) -> None: ...
+    def ending(self, reason: str, counters: Counters) -> None: ...
+    def close(self) -> None: ...
+
+
+def console(*, color: bool) -> Console:
+    """Standard output for people: as wide as their terminal, or wide enough for everything."""
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    return Console(no_color=not color or None, width=width, highlight=False, emoji=False)
+
+
+def output(*, as_json: bool, color: bool) -> Output:
+    return JsonOutput() if as_json else TextOutput(console(color=color))
+
+
+# Words
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.2f} ms" if seconds < 0.01 else f"{seconds * 1000:.1f} ms"
+
+
+def duration(seconds: float) -> str:
+    """As in `0.4 s`, `2 h 4 min`."""
+    if seconds < 10:
+        return f"{max(seconds, 0):.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def volume(size: float) -> str:
+    """Bytes, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def many(count: int, word: str) -> str:
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def rules_text(rules: Iterable[Rule]) -> str:
+    return ", ".join(f"{rule} (anywhere)" if rule.cidr == ANYWHERE else str(rule) for rule in rules)
+
+
+def endpoint(address: IPv4Address, port: int) -> str:
+    return f"{address}:{port}"
+
+
+def flow_text(flow: Flow) -> str:
+    """`tcp 198.18.0.2:40000 → 198.19.0.5:13293 → 198.19.0.10:8000`: inside, outside, remote."""
+    ends = ((flow.inside, flow.inside_port), (flow.outside, flow.outside_port), (flow.remote, flow.remote_port))
+    return f"{flow.protocol} {' → '.join(endpoint(address, port) for address, port in ends)}"
+
+
+def packet_text(drop: Drop) -> str:
+    """`tcp 198.18.0.2:40000 → 198.19.0.10:25`."""
+    protocol = PROTOCOLS.get(drop.protocol, f"protocol {drop.protocol}")
+    if protocol == "icmp":
+        return f"icmp type {drop.source_port} {drop.source} → {drop.destination}"
+    if protocol not in ("tcp", "udp"):
+        return f"{protocol} {drop.source} → {drop.destination}"
+    source = endpoint(drop.source, drop.source_port)
+    return f"{protocol} {source} → {endpoint(drop.destination, drop.destination_port)}"
+
+
+def drops_text(drops: Mapping[str, int]) -> str:
+    """`3 (security_group 2, no_flow 1)`, most first."""
+    total = sum(drops.values())
+    if not total:
+        return "0"
+    each = ", ".join(f"{reason} {count:,}" for reason, count in sorted(drops.items(), key=lambda one: -one[1]))
+    return f"{total:,} ({each})"
+
+
+_boot = 0.0  # seconds since the epoch when CLOCK_BOOTTIME was 0
+
+
+def wall_time(boot: int, now: int) -> datetime:
+    """CLOCK_BOOTTIME ms as a time of day; now: that clock at present.
+
+    The same for the same time whenever it is asked for, until somebody sets the clock.
+    """
+    global _boot
+    present = time.time() - now / 1000
+    if abs(present - _boot) > CLOCK_STEP:
+        _boot = present
+    return datetime.fromtimestamp(_boot + boot / 1000, UTC)
+
+
+# Tables
+
+
+def plain_table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """Columns without lines; those named in right hold numbers."""
+    table = Table(box=None, pad_edge=True, header_style="bold", show_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+    return table
+
+
+def flow_table(flows: Sequence[Flow], now: int, most: int) -> Table:
+    """Flows with the environment that each belongs to."""
+    columns = ("environment", "", "inside", "outside (ENI)", "remote", "state", "out", "in", "idle")
+    table = plain_table(*columns, right=columns[-3:])
+    for flow in flows[:most]:
+        remote = str(flow.remote) if flow.protocol == "icmp" else endpoint(flow.remote, flow.remote_port)
+        table.add_row(
+            Text(flow.tunnel or "?", "cyan"),
+            flow.protocol,
+            endpoint(flow.inside, flow.inside_port),
+            endpoint(flow.outside, flow.outside_port),
+            remote,
+            Text(flow.state, STATE_STYLES.get(flow.state, "")),
+            volume(flow.bytes_out),
+            volume(flow.bytes_in),
+            duration((now - flow.last_seen) / 1000),
+        )
+    return table
+
+
+def drop_table(drops: Sequence[Drop], now: int) -> Table:
+    table = plain_table("time", "dropped because", "from", "packet")
+    for drop in drops:
+        moment = wall_time(drop.time, now).astimezone()
+        table.add_row(f"{moment:%H:%M:%S}", Text(drop.reason, "red"), drop.link or "?", packet_text(drop))
+    return table
+
+
+def attached_table(attached: Sequence[Attached]) -> Table:
+    table = plain_table("environment", "namespace", "device", "inside address", "attached in", right=("attached in",))
+    for one in attached[:MOST_ATTACHED]:
+        name = Text(one.environment, "cyan")
+        table.add_row(name, one.namespace, one.device, str(one.inside_address), milliseconds(one.seconds))
+    return table
+
+
+class TextOutput:
+    """For people. `changes()` keeps a table up to date at the bottom of a terminal, and writes lines elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._screen: Screen | None = None
+        self._ready: Ready | None = None
+        self._recent: list[Drop] = []
+
+    def ready(self, ready: Ready) -> None:
+        self._ready = ready
+        addresses = ", ".join(map(str, ready.eni_addresses))
+        self._print(
+            f"[bold]ENI {ready.eni}[/] with {addresses} in VPC namespace {escape(ready.vpc)}; I/O by {ready.io}, "
+            f"up to {ready.max_flows:,} flows, MTU {ready.mtu}"
+        )
+        allowed = rules_text(ready.rules) or "everything, since no --allow is given"
+        self._print(f"allowed out: {allowed}; in: nothing\n")
+        self._print(attached_table(ready.attached))
+        if (more := len(ready.attached) - MOST_ATTACHED) > 0:
+            times = sorted(one.seconds for one in ready.attached)
+            median, slowest = milliseconds(times[len(times) // 2]), milliseconds(times[-1])
+            self._print(f" ... and {more:,} more; of all: median {median}, slowest {slowest}")
+        self._print(f"\n[bold green]ready[/]: Ctrl-C ends; `kill -USR1 {ready.pid}` shows flows and drops")
+
+    def detached(self, environment: str, reason: str, left: int) -> None:
+        self._print(f"[yellow]{escape(environment)} detached[/]: {escape(reason)}; {many(left, 'environment')} left")
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        self._recent = [*self._recent, *snapshot.drops][-MOST_DROPS:]
+        drops = drops_text(snapshot.counters.drops)
+        self._print(f"\n[bold]{self._now(snapshot)}[/]  {many(len(snapshot.flows), 'flow')}; dropped packets: {drops}")
+        if snapshot.flows:
+            self._print(flow_table(snapshot.flows, snapshot.now, MOST_ROWS))
+        if (more := len(snapshot.flows) - MOST_ROWS) > 0:
+            self._print(f" ... and {more:,} more; --json lists all")
+        if self._recent:
+            self._print(drop_table(self._recent, snapshot.now))
+
+    def changes(self, changes: Changes) -> None:
+        snapshot = changes.snapshot
+        if self._console.is_terminal and self._ready:
+            if self._screen is None:
+                from hyperplane.cli.live import Screen
+
+                self._screen = Screen(self._console)
+            self._screen.show(self._ready, snapshot)
+            return
+        for word, flows in (("flow", changes.started), ("ended", changes.ended)):
+            for flow in flows:
+                carried = f"  out {volume(flow.bytes_out)}, in {volume(flow.bytes_in)}" if word == "ended" else ""
+                self._line(snapshot, word, flow.tunnel, flow_text(flow) + carried)
+        for drop in snapshot.drops:
+            self._line(snapshot, "drop", drop.link, f"{packet_text(drop)}  {drop.reason}")
+
+    def ending(self, reason: str, counters: Counters) -> None:
+        self.close()
+        made = many(counters.flows_created, "flow")
+        self._print(f"\nended: {reason}; {made} in all, dropped packets: {drops_text(counters.drops)}")
+
+    def close(self) -> None:
+        if self._screen:
+            self._screen.close()
+            self._screen = None
+
+    def _line(self, snapshot: Snapshot, word: str, link: str, text: str) -> None:
+        self._print(Text(f"{self._now(snapshot)}  {word:<5}  {link or '?'}  {text}"))
+
+    def _print(self, what: Any) -> None:
+        self._console.print(what, soft_wrap=isinstance(what, (str, Text)))
+        self._console.file.flush()
+
+    @staticmethod
+    def _now(snapshot: Snapshot) -> str:
+        return f"{wall_time(snapshot.now, snapshot.now).astimezone():%H:%M:%S}"
+
+
+class JsonOutput:
+    """One JSON object per line, each with "time" and "event", written at once."""
+
+    def ready(self, ready: Ready) -> None:
+        for one in ready.attached:
+            self._write("attached", attached_fields(one))
+        fields = {
+            "vpc": ready.vpc,
+            "eni": ready.eni,
+            "eni_addresses": [str(address) for address in ready.eni_addresses],
+            "allow": [str(rule) for rule in ready.rules] or ["all"],
+            "io": ready.io,
+            "max_flows": ready.max_flows,
+            "mtu": ready.mtu,
+            "environments": len(ready.attached),
+            "pid": ready.pid,
+        }
+        self._write("ready", fields)
+
+    def detached(self, environment: str, reason: str, left: int) -> None:
+        self._write("detached", {"environment": environment, "reason": reason, "environments": left})
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        for flow in snapshot.flows:
+            self._write("flow", flow_fields(flow, snapshot.now))
+        self._drops(snapshot)
+        self._write("counters", counters_fields(snapshot))
+
+    def changes(self, changes: Changes) -> None:
+        snapshot = changes.snapshot
+        for flow in changes.started:
+            self._write("flow_started", flow_fields(flow, snapshot.now))
+        for flow in changes.ended:
+            self._write("flow_ended", flow_fields(flow, snapshot.now))
+        self._drops(snapshot)
+        self._write("counters", counters_fields(snapshot))
+
+    def ending(self, reason: str, counters: Counters) -> None:
+        self._write("ended", {"reason": reason, "flows_created": counters.flows_created, "drops": counters.drops})
+
+    def close(self) -> None:
+        pass
+
+    def _drops(self, snapshot: Snapshot) -> None:
+        for drop in snapshot.drops:
+            self._write("drop", drop_fields(drop, snapshot.now))
+
+    @staticmethod
+    def _write(event: str, fields: Mapping[str, Any]) -> None:
+        write_json(event, fields)
+
+
+# JSON
+
+
+def write_json(event: str, fields: Mapping[str, Any]) -> None:
+    """One line on standard output, with the present time unless fields have one."""
+    line = msgspec.json.encode({"time": iso(datetime.now(UTC)), "event": event, **fields})
+    print(line.decode(), flush=True)
+
+
+def iso(moment: datetime) -> str:
+    """RFC 3339, milliseconds, UTC."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03}Z"
+
+
+def attached_fields(one: Attached) -> dict[str, Any]:
+    return {
+        "environment": one.environment,
+        "namespace": one.namespace,
+        "device": one.device,
+        "inside_address": str(one.inside_address),
+        "seconds": round(one.seconds, 6),
+    }
+
+
+def flow_fields(flow: Flow, now: int) -> dict[str, Any]:
+    return {
+        "id": flow.id,
+        "environment": flow.tunnel,
+        "eni": flow.eni,
+        "protocol": flow.protocol,
+        "state": flow.state,
+        "inside": str(flow.inside),
+        "inside_port": flow.inside_port,
+        "outside": str(flow.outside),
+        "outside_port": flow.outside_port,
+        "remote": str(flow.remote),
+        "remote_port": flow.remote_port,
+        "packets_out": flow.packets_out,
+        "bytes_out": flow.bytes_out,
+        "packets_in": flow.packets_in,
+        "bytes_in": flow.bytes_in,
+        "started": iso(wall_time(flow.started, now)),
+        "last_seen": iso(wall_time(flow.last_seen, now)),
+        "expires": iso(wall_time(flow.expires, now)),
+    }
+
+
+def drop_fields(drop: Drop, now: int) -> dict[str, Any]:
+    return {
+        "time": iso(wall_time(drop.time, now)),
+        "number": drop.number,
+        "reason": drop.reason,
+        "link": drop.link,
+        "protocol": PROTOCOLS.get(drop.protocol, str(drop.protocol)),
+        "source": str(drop.source),
+        "source_port": drop.source_port,
+        "destination": str(drop.destination),
+        "destination_port": drop.destination_port,
+        "length": drop.length,
+    }
+
+
+def counters_fields(snapshot: Snapshot) -> dict[str, Any]:
+    return {
+        "flows": len(snapshot.flows),
+        "flows_created": snapshot.counters.flows_created,
+        "packets_out": snapshot.counters.packets_out,
+        "bytes_out": snapshot.counters.bytes_out,
+        "packets_in": snapshot.counters.packets_in,
+        "bytes_in": snapshot.counters.bytes_in,
+        "refusals_sent": snapshot.counters.refusals_sent,
+        "drops": snapshot.counters.drops,
+    }
