@@ -23,7 +23,7 @@
 #define _GNU_SOURCE
 #include "coalesce.h"
 
-#include <stdio.h>
+#include <stdlib.h>
 #include <sys/utsname.h>
 
 #include "packet.h"
@@ -32,9 +32,11 @@ _Static_assert((int)HP_COALESCE_PACKETS <= (int)HP_BATCH, "hp_chain_vector() pro
 
 static bool kernel_has_uso(void) {
   struct utsname name;
-  unsigned major = 0, minor = 0;
-  if (uname(&name) || sscanf(name.release, "%u.%u", &major, &minor) != 2)
+  char *end;
+  if (uname(&name))
     return false;
+  unsigned long major = strtoul(name.release, &end, 10);
+  unsigned long minor = *end == '.' ? strtoul(end + 1, NULL, 10) : 0;
   return major > 6 || (major == 6 && minor >= 2);
 }
 

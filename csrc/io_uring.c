@@ -26,11 +26,11 @@
  * completion queue has room for all of them, and the list of packets kept by remove() as well.
  *
  * Removal. remove() cancels the read and reaps until it has ended and no write to the link is under way.
- * Packets of other links met meanwhile are kept for the next receive(). Descriptors are registered; from
- * Linux 6.13 on taking one out drops the file at once, before that only when every older request on any
- * registered file has ended (rsrc.c), which for multishot reads may be never. open() finds out which, and
- * uses plain descriptors with such a kernel or when the table does not fit RLIMIT_NOFILE: the same but
- * for a few ns per request.
+ * Packets of other links met meanwhile are kept for the next receive(). Descriptors are registered, which
+ * needs a kernel that drops a file as soon as it is taken out of the table. One that does so only when every
+ * older request on any registered file has ended would, with multishot reads, perhaps never do it. open()
+ * tries it out (uring_setup.c), and uses plain descriptors with such a kernel, or when the table does not
+ * fit RLIMIT_NOFILE; all else is the same.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -316,10 +316,11 @@ static uint32_t take_kept(hp_io *io, hp_packet *packets) {
 }
 
 static uint32_t uring_receive(hp_io *io, hp_packet *packets, int timeout) {
+  if (io->woken) /* while a link was removed */
+    timeout = 0;
   int64_t left = timeout, deadline = timeout > 0 ? hp_io_clock() + timeout : 0;
   hp_coalesce_flush(&io->coalescer);
   uint32_t count = take_kept(io, packets);
-  io->woken = false;
   for (;;) {
     bool more = arm_waiting(io);
     arm_wake(io);
@@ -335,6 +336,7 @@ static uint32_t uring_receive(hp_io *io, hp_packet *packets, int timeout) {
     if (timeout > 0 && (left = deadline - hp_io_clock()) <= 0)
       break;
   }
+  io->woken = false;
   io->config.counters->packets += count;
   return count;
 }

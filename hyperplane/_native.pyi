@@ -2,13 +2,19 @@
 
 from typing import Any
 
-from cffi import FFI
-
-ffi: FFI
+ffi: _Ffi
 lib: _Lib
 
 # A pointer, array or struct of C; cffi checks types and ranges when it is used.
 _C = Any
+
+class _Ffi:
+    def new(self, cdecl: str, init: Any = ...) -> _C: ...
+    def gc(self, cdata: _C, destructor: Any, size: int = ...) -> _C: ...
+    def release(self, cdata: _C) -> None: ...
+    def memmove(self, dest: _C, src: Any, n: int) -> None: ...
+    def buffer(self, cdata: _C, size: int = ...) -> bytes: ...
+    def string(self, cdata: _C, maxlen: int = ...) -> bytes: ...
 
 class _Lib:
     HP_BATCH: int

@@ -246,8 +246,8 @@ class Attachments:
 
         namespace, pid: a TUN called device is made there, with address and mtu, and routes lead to it; it ends by
         itself when the namespace's name is deleted, or the process ends. fd: a TUN (IFF_NO_PI, IFF_VNET_HDR) that the
-        platform has configured; a duplicate is kept, and device and routes do not apply. name: of the tunnel, unique on the ENI,
-        by default the namespace's. max_flows: the tunnel's own limit, 0 for none.
+        platform has configured; a duplicate is kept, and device and routes do not apply. name: of the tunnel, unique on
+        the ENI, by default the namespace's. max_flows: the tunnel's own limit, 0 for none.
 
         Raises InvalidValue, NamespaceNotFound, AddressInUse, DeviceError, NotATunnel, PermissionMissing, EngineError;
         then, and when cancelled, nothing is left.

@@ -120,20 +120,8 @@ class Rule(msgspec.Struct, frozen=True):
     icmp_type: int | None = None
 
     def __post_init__(self) -> None:
-        if self.protocol not in get_args(RuleProtocol):
-            raise _bad_rule(str(self.protocol), f"protocol {self.protocol!r} is not one of tcp, udp, icmp, all")
-        if not isinstance(self.cidr, IPv4Network):
-            raise _bad_rule(self.protocol, f"{self.cidr!r} is not an IPv4Network")
-        if self.ports is not None:
-            if self.protocol not in ("tcp", "udp"):
-                raise _bad_rule(self.protocol, f"protocol {self.protocol} has no ports")
-            if not (_is_range(self.ports) and 0 <= self.ports[0] <= self.ports[1] <= 65535):
-                raise _bad_rule(self.protocol, f"ports {self.ports!r} are not two numbers in order from 0 to 65535")
-        if self.icmp_type is not None:
-            if self.protocol != "icmp":
-                raise _bad_rule(self.protocol, f"protocol {self.protocol} has no ICMP type")
-            if not _is_int(self.icmp_type) or not 0 <= self.icmp_type <= 255:
-                raise _bad_rule(self.protocol, f"ICMP type {self.icmp_type!r} is not a number from 0 to 255")
+        if problem := _problem(self.protocol, self.cidr, self.ports, self.icmp_type):
+            raise _bad_rule(str(self.protocol), problem)
 
     @classmethod
     def parse(cls, text: str) -> Rule:
@@ -141,22 +129,23 @@ class Rule(msgspec.Struct, frozen=True):
         match = _RULE.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
             raise _bad_rule(str(text), "it is not PROTOCOL[/PORT[-PORT]] [CIDR]")
-        protocol, low, high, cidr = match.groups()
+        protocol: Any = match[1]
+        low, high, cidr = match.group(2, 3, 4)
         if high is not None and protocol == "icmp":
             raise _bad_rule(text, "ICMP types have no range")
         try:
             network = IPv4Network(cidr) if cidr else ANYWHERE
         except ValueError as error:
             raise _bad_rule(text, str(error)) from None
-        if low is None:
-            return cls(protocol, network)
-        if protocol == "icmp":
-            return cls(protocol, network, icmp_type=int(low))
-        return cls(protocol, network, ports=(int(low), int(low if high is None else high)))
+        icmp_type = int(low) if low is not None and protocol == "icmp" else None
+        ports = None if low is None or protocol == "icmp" else (int(low), int(low if high is None else high))
+        if problem := _problem(protocol, network, ports, icmp_type):
+            raise _bad_rule(text, problem)
+        return cls(protocol, network, ports, icmp_type)
 
     def __str__(self) -> str:
         """The shortest text that parse() reads back as this rule."""
-        words = self.protocol
+        words: str = self.protocol
         if self.icmp_type is not None:
             words += f"/{self.icmp_type}"
         if self.ports is not None:
@@ -303,6 +292,23 @@ def _is_int(value: object) -> bool:
 
 def _is_range(value: object) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(_is_int(one) for one in value)
+
+
+def _problem(protocol: object, cidr: object, ports: Any, icmp_type: Any) -> str:
+    """What is wrong with the fields of a rule, or ""."""
+    if protocol not in get_args(RuleProtocol):
+        return f"protocol {protocol!r} is not one of tcp, udp, icmp, all"
+    if not isinstance(cidr, IPv4Network):
+        return f"{cidr!r} is not an IPv4Network"
+    if ports is not None and protocol not in ("tcp", "udp"):
+        return f"protocol {protocol} has no ports"
+    if ports is not None and not (_is_range(ports) and 0 <= ports[0] <= ports[1] <= 65535):
+        return f"ports {ports!r} are not two numbers in order from 0 to 65535"
+    if icmp_type is not None and protocol != "icmp":
+        return f"protocol {protocol} has no ICMP type"
+    if icmp_type is not None and not (_is_int(icmp_type) and 0 <= icmp_type <= 255):
+        return f"ICMP type {icmp_type!r} is not a number from 0 to 255"
+    return ""
 
 
 def _bad_rule(rule: str, problem: str) -> InvalidValue:

@@ -1,4 +1,4 @@
-"""The demo's HTTP server and client: each a process of its own in a namespace, so nothing but Python itself is imported.
+"""The demo's HTTP server and client, each a process of its own in a namespace: nothing but Python itself is imported.
 
     demo_http.py serve ADDRESS PORT
     demo_http.py fetch ADDRESS PORT SOURCE_PORT    GET /, then keeps the connection
@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 DEADLINE = 10.0  # seconds
@@ -76,4 +77,5 @@ def connect(address: str, port: str, timeout: str) -> None:
 
 
 if __name__ == "__main__":
-    {"serve": serve, "fetch": fetch, "connect": connect}[sys.argv[1]](*sys.argv[2:])
+    verbs: dict[str, Callable[..., None]] = {"serve": serve, "fetch": fetch, "connect": connect}
+    verbs[sys.argv[1]](*sys.argv[2:])

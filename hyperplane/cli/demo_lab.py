@@ -119,11 +119,13 @@ class Lab:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise HyperplaneError(f"{program}: {error}", resource=program) from None
         if done.returncode:
-            said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-            raise HyperplaneError(f"`{program} {' '.join(command[1:4])}` failed: {''.join(said)}", resource=program)
+            said = (done.stderr.strip() or done.stdout.strip()).partition("\n")[0]
+            raise HyperplaneError(f"`{program} {' '.join(command[1:4])}` failed: {said}", resource=program)
         return done.stdout
 
-    def start(self, label: str, command: Command, *, end: signal.Signals = signal.SIGTERM, **options: Any) -> subprocess.Popen[str]:
+    def start(
+        self, label: str, command: Command, *, end: signal.Signals = signal.SIGTERM, **options: Any
+    ) -> subprocess.Popen[str]:
         """Starts a process in a namespace; `end` is the signal that asks it to go."""
 
         def run() -> subprocess.Popen[str]:
@@ -142,7 +144,7 @@ class Lab:
         line = process.stdout.readline() if process.stdout else ""
         if not line:
             _, said = process.communicate(timeout=DEADLINE)
-            raise HyperplaneError(f"{os.path.basename(command[-3])} failed: {said.strip()[-200:]}", resource=command[0])
+            raise HyperplaneError(f"`{' '.join(command)}` failed: {said.strip()[-200:]}", resource=command[0])
         fields: dict[str, Any] = json.loads(line)
         return process, fields
 

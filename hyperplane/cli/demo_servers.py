@@ -1,20 +1,18 @@
-"""The servers of the demo's VPC, started as somebody without privileges in temporary directories; no service is touched.
+"""The servers of the demo's VPC: started without privileges, in temporary directories; no service is touched.
 
 Redis and PostgreSQL take part when they are installed: `start_*()` return how to use them, or why they are left out.
 """
 
 from __future__ import annotations
 
-import os
 import pwd
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from hyperplane.cli.demo_lab import Lab, find, wait_until
 from hyperplane.errors import HyperplaneError
@@ -42,11 +40,9 @@ def start_redis(lab: Lab) -> Server | str:
     if not (server and client):
         return "Redis is not installed"
     user = _user("redis")
-    options = f"--bind {ADDRESS} --port {REDIS_PORT} --protected-mode no --appendonly no --dir {lab.directory(user)}"
-    process = lab.start(
-        "vpc", [server, *options.split(), "--save", ""], user=user, group=_group(user), extra_groups=[], cwd="/",
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    directory = lab.directory(user)
+    options = f"--bind {ADDRESS} --port {REDIS_PORT} --protected-mode no --appendonly no --dir {directory}"
+    process = lab.start("vpc", [server, *options.split(), "--save", ""], **_quiet(user, directory))
     prefix = [client, "-h", ADDRESS, "-p", str(REDIS_PORT)]
 
     def ask(label: str, *words: str) -> str:
@@ -63,19 +59,19 @@ def start_postgres(lab: Lab, allowed: str) -> Server | str:
     if missing := [name for name, path in programs.items() if not path]:
         return "PostgreSQL is not installed" + (f" completely ({', '.join(missing)})" if len(missing) < 4 else "")
     user = _user("postgres")
-    owner = {"user": user, "group": _group(user), "extra_groups": []}
     directory = lab.directory(user)
     data = directory / "data"
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": directory}
     options = ["--auth=trust", "--username=postgres", "--no-sync", "--no-locale", "--encoding=UTF8", f"--pgdata={data}"]
-    made = lab.start("vpc", [programs["initdb"], *options], **owner, **quiet)
+    made = lab.start("vpc", [programs["initdb"], *options], **_quiet(user, directory))
     if made.wait():
         return "PostgreSQL could not make a database"
     (data / "pg_hba.conf").write_text(f"host all all {allowed}/32 trust\nhost all all {ADDRESS}/32 trust\n")
     settings = {"listen_addresses": ADDRESS, "port": str(POSTGRES_PORT), "unix_socket_directories": "", "fsync": "off"}
     words = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     # SIGQUIT: at once, without writing to disk what is deleted anyway.
-    process = lab.start("vpc", [programs["postgres"], "-D", str(data), *words], end=signal.SIGQUIT, **owner, **quiet)
+    process = lab.start(
+        "vpc", [programs["postgres"], "-D", str(data), *words], end=signal.SIGQUIT, **_quiet(user, directory)
+    )
     where = ["-h", ADDRESS, "-p", str(POSTGRES_PORT), "-U", "postgres"]
     if not wait_until(lambda: _works(lambda: lab.command([programs["pg_isready"], *where], label="vpc")), process):
         return "PostgreSQL did not start"
@@ -106,5 +102,9 @@ def _user(wanted: str) -> str:
     return wanted if wanted in names else "nobody"
 
 
-def _group(user: str) -> int:
-    return pwd.getpwnam(user).pw_gid
+def _quiet(user: str, directory: Path) -> dict[str, Any]:
+    """Options of a process that runs as user in a directory and says nothing."""
+    nothing = subprocess.DEVNULL
+    group = pwd.getpwnam(user).pw_gid
+    owner = {"user": user, "group": group, "extra_groups": []}
+    return {**owner, "cwd": directory, "stdin": nothing, "stdout": nothing, "stderr": nothing}

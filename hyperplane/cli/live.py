@@ -29,7 +29,10 @@ class Screen:
         drops = self._recent[-max(LEAST_ROWS, room // 3) :]
         rows = max(room - len(drops), LEAST_ROWS)
         flows = sorted(snapshot.flows, key=lambda flow: flow.last_seen, reverse=True)
-        parts: list[RenderableType] = [self._summary(ready, snapshot), flow_table(flows, snapshot.now, rows)]
+        parts: list[RenderableType] = [
+            self._summary(ready, snapshot),
+            flow_table(flows, snapshot.now, rows, self._console.width),
+        ]
         if drops:
             parts += [Text(), drop_table(drops, snapshot.now)]
         self._last = snapshot

@@ -25,7 +25,8 @@ def main() -> NoReturn:
         status = _run(sys.argv[1:])
         sys.stdout.flush()
     except interrupts.Interrupted as interrupted:
-        status = say(f"{interrupted.name} before it was ready; nothing was left behind", 128 + interrupted.number)
+        text = f"ended by {interrupted.name} before it was done; everything it had made is removed again"
+        status = say(text, 128 + interrupted.number)
     except BrokenPipeError:
         # Whoever read the output is gone. Python would flush it once more at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -191,23 +191,30 @@ def plain_table(*columns: str, right: Sequence[str] = ()) -> Table:
     return table
 
 
-def flow_table(flows: Sequence[Flow], now: int, most: int) -> Table:
-    """Flows with the environment that each belongs to."""
+def flow_table(flows: Sequence[Flow], now: int, most: int, width: int) -> Table:
+    """Flows with the environment that each belongs to; the last columns are left out where width does not do."""
     columns = ("environment", "", "inside", "outside (ENI)", "remote", "state", "out", "in", "idle")
-    table = plain_table(*columns, right=columns[-3:])
-    for flow in flows[:most]:
-        remote = str(flow.remote) if flow.protocol == "icmp" else endpoint(flow.remote, flow.remote_port)
-        table.add_row(
-            Text(flow.tunnel or "?", "cyan"),
+    rows: list[tuple[str, ...]] = [
+        (
+            flow.tunnel or "?",
             flow.protocol,
             endpoint(flow.inside, flow.inside_port),
             endpoint(flow.outside, flow.outside_port),
-            remote,
-            Text(flow.state, STATE_STYLES.get(flow.state, "")),
+            str(flow.remote) if flow.protocol == "icmp" else endpoint(flow.remote, flow.remote_port),
+            flow.state,
             volume(flow.bytes_out),
             volume(flow.bytes_in),
             duration((now - flow.last_seen) / 1000),
         )
+        for flow in flows[:most]
+    ]
+    needed = [2 + max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    shown = next((count for count in (9, 6) if sum(needed[:count]) <= width), 5)
+    table = plain_table(*columns[:shown], right=columns[6:])
+    for name, *cells, state, out, back, idle in rows:
+        colored = Text(state, STATE_STYLES.get(state, ""))
+        styled: tuple[str | Text, ...] = (Text(name, "cyan"), *cells, colored, out, back, idle)
+        table.add_row(*styled[:shown])
     return table
 
 
@@ -260,7 +267,7 @@ class TextOutput:
         drops = drops_text(snapshot.counters.drops)
         self._print(f"\n[bold]{self._now(snapshot)}[/]  {many(len(snapshot.flows), 'flow')}; dropped packets: {drops}")
         if snapshot.flows:
-            self._print(flow_table(snapshot.flows, snapshot.now, MOST_ROWS))
+            self._print(flow_table(snapshot.flows, snapshot.now, MOST_ROWS, self._console.width))
         if (more := len(snapshot.flows) - MOST_ROWS) > 0:
             self._print(f" ... and {more:,} more; --json lists all")
         if self._recent:

@@ -50,6 +50,4 @@ def now() -> int:
 
 def io_engines() -> dict[str, str]:
     """The I/O engines, best first; the value is "" or why that one cannot run here."""
-    return {
-        name: ffi.string(lib.hp_io_probe(number)).decode() for name, number in native.IO.items() if name != "auto"
-    }
+    return {name: ffi.string(lib.hp_io_probe(number)).decode() for name, number in native.IO.items() if name != "auto"}

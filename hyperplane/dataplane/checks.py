@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from hyperplane._native import lib
 from hyperplane.errors import InvalidValue
-from hyperplane.model import SecurityGroup
+from hyperplane.model import Rule, SecurityGroup
 
 T = TypeVar("T")
 
@@ -91,6 +91,8 @@ def groups(what: str, value: Iterable[SecurityGroup]) -> tuple[SecurityGroup, ..
             remedy = "make it with SecurityGroup.parse(name, rules)"
             raise InvalidValue(f"{what}: {one!r} is no SecurityGroup", resource=what, remedy=remedy)
         name(f"{what}: name of a group", one.name)
+        for rule in one.rules:
+            instance(f"{what}: a rule of group {one.name}", rule, Rule)
     count = sum(len(group.rules) for group in checked)
     if count > lib.HP_MAX_RULES:
         limit = f"{lib.HP_MAX_RULES} rules of one ENI"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from types import TracebackType
@@ -43,9 +43,9 @@ class Engine:
 
     Sizes are fixed for its life. max_flows: flows at the same time; max_mappings: UDP and ICMP mappings (0: as
     max_flows); max_links: tunnels and ENIs; max_addresses: ENI addresses in all; buffers: receive buffers per kind of
-    link, a power of two; drop_records: length of the drop ring; refusal_rate: RSTs and ICMP errors that the engine sends
-    per second and tunnel; port_quarantine: seconds before the port of an ended mapping is given out again; seed: not 0
-    makes hash keys and ports reproducible, for tests only.
+    link, a power of two; drop_records: length of the drop ring; refusal_rate: RSTs and ICMP errors that the engine
+    sends per second and link; port_quarantine: seconds before the port of an ended mapping is given out again; seed:
+    not 0 makes hash keys and ports reproducible, for tests only.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Engine:
         config.seed = checks.integer("seed", seed, 0, UINT64)
         self._lock = threading.RLock()
         self._links: dict[int, Link] = {}
+        self._taken: set[tuple[Eni, str]] = set()  # names of tunnels: attaching takes as long with 10,000 as with one
         self._names = native.Names()
         self._latest = 0  # the latest time that translate() or sweep() was given
         self._engine: Any = None
@@ -106,13 +107,16 @@ class Engine:
                 return
             engine, self._engine = self._engine, None
             self._links.clear()
+            self._taken.clear()
             lib.hp_engine_stop(engine)
             ffi.release(engine)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # Links
@@ -125,7 +129,7 @@ class Engine:
         fd: int = -1,
         mtu: int = 1500,
         security_groups: Iterable[SecurityGroup] = (),
-        timers: Timers = Timers(),  # noqa: B008 (immutable)
+        timers: Timers = Timers(),
         udp_mapping: UdpMapping = "endpoint-independent",
         silent: bool = False,
     ) -> Eni:
@@ -133,7 +137,7 @@ class Engine:
 
         fd: a TUN with IFF_VNET_HDR, which stays the caller's to close after remove(); -1: no device, for translate().
         mtu: of the path into the VPC as far as known. silent: refusals are not told to the sender. The same address
-        on two ENIs is allowed: VPCs overlap. Raises InvalidValue, DeviceError, PermissionMissing, EngineError.
+        on two ENIs is allowed: VPCs overlap. Raises InvalidValue, NotATunnel, DeviceError, EngineError.
         """
         checks.name("ENI name", name)
         what = f"ENI {name}"
@@ -168,7 +172,7 @@ class Engine:
         """Adds an execution environment's link; its packets must come from address, which need not be unique.
 
         name must be unique among the tunnels of the ENI. max_flows: its own limit of flows, 0 for none. fd: as in
-        add_eni(). Raises InvalidValue, AddressInUse (the ENI's own address), DeviceError, PermissionMissing, EngineError.
+        add_eni(). Raises InvalidValue, AddressInUse (the ENI's own address), NotATunnel, DeviceError, EngineError.
         """
         checks.name("tunnel name", name)
         what = f"tunnel {name}"
@@ -183,7 +187,7 @@ class Engine:
             if checked in eni.addresses:
                 remedy = "give the environment another inside address"
                 raise AddressInUse(f"{what}: {checked} is an address of ENI {eni.name}", resource=what, remedy=remedy)
-            if any(tunnel.name == name for tunnel in self._tunnels_of(eni)):
+            if (eni, name) in self._taken:
                 remedy = "give each tunnel of an ENI its own name"
                 raise InvalidValue(f"{what}: ENI {eni.name} has one of that name", resource=what, remedy=remedy)
             number = lib.hp_tunnel_add(engine, config, fd, self._error)
@@ -191,6 +195,7 @@ class Engine:
                 native.fail(self._error, what, device=fd >= 0)
             tunnel = Tunnel(number, name, eni, checked, mtu, max_flows)
             self._add(tunnel)
+            self._taken.add((eni, name))
         return tunnel
 
     def remove(self, link: Link) -> None:
@@ -205,6 +210,8 @@ class Engine:
             if lib.hp_link_remove(engine, link.number, self._error):
                 native.fail(self._error, link.name)
             del self._links[link.number]
+            if isinstance(link, Tunnel):
+                self._taken.discard((link.eni, link.name))
 
     def set_security_groups(self, eni: Eni, groups: Iterable[SecurityGroup]) -> None:
         """Replaces the ENI's rules at once. They are evaluated when a flow begins: flows that exist go on."""
@@ -275,37 +282,40 @@ class Engine:
 
     def flows(self, *, tunnel: Tunnel | None = None) -> list[Flow]:
         """All flows, or those of one tunnel."""
-        with self._open() as engine:
+        with self._open():
             number = -1 if tunnel is None else self._known(tunnel, Tunnel).number
-            cursor = ffi.new("uint32_t *")
-            records = ffi.new("hp_flow_info[]", ROOM)
-            found = []
-            while count := lib.hp_flows(engine, cursor, records, ROOM):
-                found += [
-                    native.flow(records[i], self._names) for i in range(count) if number in (-1, records[i].tunnel)
-                ]
-            return found
+        records = ffi.new("hp_flow_info[]", ROOM)
+        return [
+            native.flow(records[i], self._names)
+            for count in self._read(lib.hp_flows, ffi.new("uint32_t *"), records)
+            for i in range(count)
+            if number in (-1, records[i].tunnel)
+        ]
 
     def drops(self, *, after: int = 0) -> list[Drop]:
         """Records of the drop ring, oldest first, from the one numbered after + 1 on."""
-        with self._open() as engine:
-            cursor = ffi.new("uint64_t *", checks.integer("after", after, 0, UINT64))
-            records = ffi.new("hp_drop[]", ROOM)
-            found = []
-            while count := lib.hp_drops(engine, cursor, records, ROOM):
-                found += [native.drop(records[i], self._names) for i in range(count)]
-            return found
+        cursor = ffi.new("uint64_t *", checks.integer("after", after, 0, UINT64 >> 1))
+        records = ffi.new("hp_drop[]", ROOM)
+        return [
+            native.drop(records[i], self._names)
+            for count in self._read(lib.hp_drops, cursor, records)
+            for i in range(count)
+        ]
 
     def counters(self, link: Link | None = None) -> Counters:
         """Counters of one link, or the sum over the links that exist."""
-        with self._open() as engine:
-            block = ffi.new("hp_counters *")
-            total = Counters()
-            for one in self._links.values() if link is None else (self._known(link, (Eni, Tunnel)),):
+        with self._open():
+            links: list[Link] = list(self._links.values()) if link is None else [self._known(link, (Eni, Tunnel))]
+        block = ffi.new("hp_counters *")
+        total = Counters()
+        for one in links:
+            with self._open() as engine:
+                if self._links.get(one.number) is not one:
+                    continue  # removed meanwhile
                 if lib.hp_link_counters(engine, one.number, block, self._error):
                     native.fail(self._error, one.name)
-                total += native.counters(block)
-            return total
+            total += native.counters(block)
+        return total
 
     def status(self) -> Status:
         with self._open() as engine:
@@ -329,9 +339,20 @@ class Engine:
                 raise EngineError("the engine is closed", resource="engine", remedy="make a new Engine")
             yield self._engine
 
+    def _read(self, read: Callable[[Any, Any, Any, int], int], cursor: Any, records: Any) -> Iterator[int]:
+        """Fills records again and again; gives how many. Others may call meanwhile: a million flows take their time."""
+        while True:
+            with self._open() as engine:
+                count = read(engine, cursor, records, ROOM)
+            if not count:
+                return
+            yield count
+
     def _known(self, link: Any, kinds: Any) -> Any:
         if not isinstance(link, kinds):
-            raise InvalidValue(f"{link!r} is no link of the kind needed here", remedy="give what add_eni or add_tunnel gave")
+            raise InvalidValue(
+                f"{link!r} is no link of the kind needed here", remedy="give what add_eni or add_tunnel gave"
+            )
         if self._links.get(link.number) is not link:
             remedy = "it has been removed, or belongs to another engine"
             raise InvalidValue(f"{link.name} is not a link of this engine", resource=link.name, remedy=remedy)

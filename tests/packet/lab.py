@@ -25,7 +25,7 @@ SERVER2 = "198.19.1.81"
 ROUTER = "192.0.2.1"
 START = (1 << 40) + 1_000_000  # ms: later than any machine has been up; the engine's clock never goes back
 ALL = (SecurityGroup.parse("all", ["all"]),)
-NOW_AND_HERE = {"max_flows": 4096, "max_links": 64, "max_addresses": 16, "huge_pages": False, "seed": 7}
+SMALL: dict[str, Any] = {"max_flows": 4096, "max_links": 64, "max_addresses": 16, "huge_pages": False, "seed": 7}
 VNET = bytes(10)
 NEEDS_CSUM, DATA_VALID = 1, 2
 GSO_NONE, GSO_TCPV4, GSO_UDP, GSO_TCPV6, GSO_UDP_L4, GSO_ECN = 0, 1, 3, 4, 5, 0x80
@@ -49,16 +49,24 @@ class Lab:
         **options: Any,
     ) -> None:
         self.now = start
-        self.engine = Engine(**{**NOW_AND_HERE, **options})
+        self.engine = Engine(**{**SMALL, **options})
         self.eni = self.engine.add_eni(
-            addresses, name="eni0", mtu=mtu, security_groups=groups, timers=timers, udp_mapping=udp_mapping, silent=silent
+            addresses,
+            name="eni0",
+            mtu=mtu,
+            security_groups=groups,
+            timers=timers,
+            udp_mapping=udp_mapping,
+            silent=silent,
         )
         self.tunnels = [self.add_tunnel(f"env-{number}", mtu=tunnel_mtu) for number in range(tunnels)]
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.engine.close()
 
     def add_tunnel(self, name: str, *, address: str = INSIDE, mtu: int = 1500, max_flows: int = 0) -> Tunnel:
@@ -148,7 +156,7 @@ def fold(data: bytes, start: int = 0) -> int:
     """The one's complement sum of 16-bit words (RFC 1071), not complemented."""
     if len(data) % 2:
         data += b"\0"
-    total = start + sum(struct.unpack(f">{len(data) // 2}H", data))
+    total: int = start + sum(struct.unpack(f">{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total

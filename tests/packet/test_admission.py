@@ -22,14 +22,14 @@ def test_spoofed_source_is_dropped(lab: Lab, source: str) -> None:
     """RFC 2827: only the environment's own address comes through its tunnel; a forger learns nothing."""
     for layer in (UDP(sport=1, dport=2), TCP(flags="S"), TCP(flags="A"), ICMP(id=1)):
         lab.dropped(IP(src=source, dst=SERVER) / layer, Reason.SPOOFED_SOURCE)
-    lab.dropped(
-        IP(src=source, dst=SERVER) / ICMP(type=3, code=3) / datagram(dst=INSIDE), Reason.SPOOFED_SOURCE
-    )
+    lab.dropped(IP(src=source, dst=SERVER) / ICMP(type=3, code=3) / datagram(dst=INSIDE), Reason.SPOOFED_SOURCE)
 
 
-@pytest.mark.parametrize("destination", ["224.0.0.1", "239.1.2.3", "255.255.255.255", "240.0.0.1", "127.0.0.1", "0.0.0.0", ENI, ENI2])
+@pytest.mark.parametrize(
+    "destination", ["224.0.0.1", "239.1.2.3", "255.255.255.255", "240.0.0.1", "127.0.0.1", "0.0.0.0", ENI, ENI2]
+)
 def test_destination_that_cannot_be_reached_through_the_eni(destination: str) -> None:
-    """RFC 1812 section 5.3.7: multicast, broadcast, reserved, loopback, this network; and the ENI itself: no way in by it."""
+    """RFC 1812 section 5.3.7: multicast, broadcast, reserved, loopback, this network; and the ENI itself: no way in."""
     with Lab(addresses=(ENI, ENI2)) as lab:
         for layer in (UDP(sport=1, dport=2), TCP(flags="S"), ICMP(id=1)):
             lab.dropped(IP(src=INSIDE, dst=destination) / layer, Reason.INVALID_DESTINATION)
@@ -145,7 +145,7 @@ def test_rules_are_those_of_the_tunnels_own_eni() -> None:
     ],
 )
 def test_refusal_of_tcp_is_a_reset(lab: Lab, flags: str, payload: bytes, expected: tuple[str, int, int]) -> None:
-    """RFC 9293 section 3.10.7.1: seq 0 and ack past the segment, or seq = the segment's ack; no RST in answer to an RST."""
+    """RFC 9293 section 3.10.7.1: sequence number 0 and ack past the segment, or the segment's own ack as sequence."""
     lab.engine.set_security_groups(lab.eni, [])
     reason = Reason.SECURITY_GROUP if flags == "S" else Reason.TCP_OUT_OF_STATE
     sent = tcp(5432, flags, seq=1000, ack=5000 if "A" in flags else 0) / payload
@@ -236,7 +236,7 @@ def test_nothing_connects_in(lab: Lab, layer: Packet) -> None:
 
 
 def test_a_live_mapping_lets_nobody_else_in(lab: Lab) -> None:
-    """Address-and-port-dependent filtering (RFC 4787 section 5): only the remote endpoint that was written to may answer."""
+    """Address-and-port-dependent filtering (RFC 4787 section 5): only the endpoint that was written to may answer."""
     port = lab.out(datagram())[UDP].sport
     lab.back(IP(src=SERVER, dst=ENI) / UDP(sport=7, dport=port))
     lab.dropped(IP(src=SERVER, dst=ENI) / UDP(sport=8, dport=port), Reason.NO_FLOW, lab.eni)

@@ -56,7 +56,7 @@ def test_error_from_outside_reaches_the_sender_with_its_own_packet_quoted(
 
 @pytest.mark.parametrize("size", range(28, 49))
 def test_error_quoting_any_number_of_bytes(lab: Lab, size: int) -> None:
-    """RFC 792: 8 bytes of the transport header at least; its checksum is translated only if both its bytes are there."""
+    """RFC 792: 8 bytes of the transport header at least; its checksum is translated if both its bytes are there."""
     sent = packet_of("tcp")
     quoted = bytes(lab.out(sent))[:size]
     back = lab.back(error_about(quoted, ROUTER, ENI, TIME_EXCEEDED))

@@ -45,7 +45,9 @@ def patched(raw: bytes, at: int, value: bytes) -> bytes:
     return header_sum(raw[:at] + value + raw[at + len(value) :])
 
 
-TCP_PACKET = bytes(IP(src=INSIDE, dst=SERVER) / TCP(sport=1, dport=2, flags="S", options=[("MSS", 1460)]) / b"0123456789")
+TCP_PACKET = bytes(
+    IP(src=INSIDE, dst=SERVER) / TCP(sport=1, dport=2, flags="S", options=[("MSS", 1460)]) / b"0123456789"
+)
 UDP_PACKET = bytes(IP(src=INSIDE, dst=SERVER) / UDP(sport=1, dport=2) / b"0123456789")
 ICMP_PACKET = bytes(IP(src=INSIDE, dst=SERVER) / ICMP(id=1) / b"0123456789")
 ERROR_PACKET = bytes(IP(src=INSIDE, dst=SERVER) / ICMP(type=3, code=1) / UDP_PACKET)
@@ -68,7 +70,11 @@ IP_LIES = [
     ("header longer than the packet", patched(UDP_PACKET, 0, b"\x4f"), Reason.MALFORMED_IP),
     ("total length 0", patched(UDP_PACKET, 2, b"\0\0"), Reason.MALFORMED_IP),
     ("total length 19", patched(UDP_PACKET, 2, b"\0\x13"), Reason.MALFORMED_IP),
-    ("total length one too many", patched(UDP_PACKET, 2, (len(UDP_PACKET) + 1).to_bytes(2, "big")), Reason.MALFORMED_IP),
+    (
+        "total length one too many",
+        patched(UDP_PACKET, 2, (len(UDP_PACKET) + 1).to_bytes(2, "big")),
+        Reason.MALFORMED_IP,
+    ),
     ("total length 65535", patched(UDP_PACKET, 2, b"\xff\xff"), Reason.MALFORMED_IP),
     ("header checksum", UDP_PACKET[:10] + b"\x12\x34" + UDP_PACKET[12:], Reason.BAD_CHECKSUM),
     ("header only, TCP", patched(TCP_PACKET, 2, b"\0\x14")[:20], Reason.MALFORMED_L4),
@@ -89,7 +95,9 @@ L4_LIES = [
 ]
 
 
-@pytest.mark.parametrize(("lie", "packet", "reason"), IP_LIES + L4_LIES, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("lie", "packet", "reason"), IP_LIES + L4_LIES, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_lengths_that_lie(lab: Lab, lie: str, packet: bytes, reason: Reason) -> None:
     """RFC 1812 section 5.2.2 for the IPv4 header; the transport's own lengths against what is there."""
     for link in both(lab):

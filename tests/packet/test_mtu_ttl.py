@@ -30,7 +30,7 @@ from .lab import (
 
 
 def assert_error(answer: Packet, original: bytes, source: str, icmp_type: int, code: int, mtu: int = 0) -> None:
-    """An ICMP error from `source` to the original's sender, quoting it as the sender sent it (RFC 1812 section 4.3.2.3)."""
+    """An ICMP error from `source` to the original's sender, quoting it as it was sent (RFC 1812 section 4.3.2.3)."""
     sent = IP(original)
     assert (answer.src, answer.dst, answer.proto) == (source, sent.src, 1)
     assert (answer[ICMP].type, answer[ICMP].code) == (icmp_type, code)
@@ -124,7 +124,7 @@ def test_ttl_is_decremented_in_both_directions(lab: Lab) -> None:
 @pytest.mark.parametrize("ttl", [0, 1])
 @pytest.mark.parametrize("kind", ["udp", "tcp", "icmp"])
 def test_ttl_that_ends_here_is_answered_from_the_eni_address(lab: Lab, ttl: int, kind: str) -> None:
-    """RFC 1812 section 5.3.1, RFC 792: time exceeded, so that traceroute sees the ENI as a hop; nothing is forwarded."""
+    """RFC 1812 section 5.3.1, RFC 792: time exceeded: traceroute sees the ENI as a hop; nothing is forwarded."""
     sent = {
         "udp": datagram(sport=33_000, dport=33_434, ttl=ttl),
         "tcp": IP(src=INSIDE, dst=SERVER, ttl=ttl) / TCP(sport=33_000, dport=80, flags="S"),
@@ -158,7 +158,9 @@ def test_with_two_addresses_the_answer_comes_from_the_eni_and_quotes_the_packet(
         for tunnel in range(4):
             there = lab.out(datagram(), tunnel)
             used.add(there.src)
-            large = bytes(IP(src=SERVER, dst=there.src, flags="DF") / UDP(sport=7, dport=there[UDP].sport) / bytes(1400))
+            large = bytes(
+                IP(src=SERVER, dst=there.src, flags="DF") / UDP(sport=7, dport=there[UDP].sport) / bytes(1400)
+            )
             answer = lab.refused(large, Reason.FRAGMENTATION_NEEDED, lab.eni)
             assert answer.src in (ENI, ENI2)
             assert_error(answer, large, answer.src, 3, 4, 1300)
@@ -196,7 +198,9 @@ def test_mss_follows_the_tunnels_mtu_too() -> None:
         assert mss_of(lab.out(syn_with([("MSS", 8960)]))) == 1260
 
 
-@pytest.mark.parametrize("before", [[("NOP", None)], [("NOP", None)] * 3, [("WScale", 7)], [("SAckOK", b""), ("NOP", None)]])
+@pytest.mark.parametrize(
+    "before", [[("NOP", None)], [("NOP", None)] * 3, [("WScale", 7)], [("SAckOK", b""), ("NOP", None)]]
+)
 def test_mss_at_any_offset(before: list[Any]) -> None:
     """An option at an odd offset straddles two words of the checksum."""
     with Lab(mtu=1400) as lab:
@@ -224,7 +228,8 @@ def test_only_a_syn_is_clamped_and_a_syn_without_mss_stays_so() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [b"\x02", b"\x02\x04\x05", b"\x02\x03\x05\x00", b"\x02\x00\x05\xb4", b"\x03\x28\x02\x04", b"\x01\x01\x01\x02"]
+    "options",
+    [b"\x02", b"\x02\x04\x05", b"\x02\x03\x05\x00", b"\x02\x00\x05\xb4", b"\x03\x28\x02\x04", b"\x01\x01\x01\x02"],
 )
 def test_broken_tcp_options_are_left_alone(options: bytes) -> None:
     """A length of 0, or one beyond the header, ends the search; the receiver judges the segment."""

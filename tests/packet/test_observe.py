@@ -1,4 +1,4 @@
-"""What one can see: every drop has one reason, in counters and in the ring; every flow names its environment; sums add up."""
+"""What one can see: one reason for each drop, in counters and in the ring; the environment of each flow; right sums."""
 
 from __future__ import annotations
 

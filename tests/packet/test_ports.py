@@ -1,4 +1,4 @@
-"""Outside ports and ICMP ids: which mapping behaviour for whom, how unpredictable, and what happens when they run out."""
+"""Outside ports and ICMP ids: which mapping for whom, how unpredictable, and what happens when they run out."""
 
 from __future__ import annotations
 
@@ -6,17 +6,34 @@ import struct
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP
 
 from hyperplane.dataplane import Reason, Translated, Verdict
 
-from .lab import ENI, ENI2, INSIDE, SERVER, SERVER2, Lab, Tcp, datagram, echo, ipv4, ping, rewritten, source_port, syn, udp
+from .lab import (
+    ENI,
+    ENI2,
+    INSIDE,
+    SERVER,
+    SERVER2,
+    Lab,
+    Tcp,
+    datagram,
+    echo,
+    ipv4,
+    ping,
+    rewritten,
+    source_port,
+    syn,
+    udp,
+)
 
 PORTS = 64_512
 FIRST = 1024
-PLENTY = {"max_flows": 140_000, "max_mappings": 70_000}
+PLENTY: dict[str, Any] = {"max_flows": 140_000, "max_mappings": 70_000}
 
 
 def outside(result: Translated) -> tuple[str, int]:
@@ -35,8 +52,8 @@ def ports_of(results: Iterable[Translated]) -> list[int]:
 
 
 def test_tcp_takes_every_port_of_a_destination_then_refuses_at_once() -> None:
-    """RFC 7857 section 3.2 (port overlapping): 64,512 flows per destination, each tuple once; then ports_exhausted, told
-    by RST; another destination has all its ports still; connections that are over give their ports up first."""
+    """RFC 7857 section 3.2 (port overlapping): 64,512 flows per destination, each tuple once; then ports_exhausted,
+    told by RST; another destination has all its ports still; connections that are over give their ports up first."""
     with Lab(tunnels=2, **PLENTY) as lab:
         results = lab.send_all(lab.tunnels[0], (syn(sport, 80) for sport in range(1000, 1000 + PORTS)))
         assert sorted(ports_of(results)) == list(range(FIRST, 65536))
@@ -50,7 +67,9 @@ def test_tcp_takes_every_port_of_a_destination_then_refuses_at_once() -> None:
         ]
         assert {result.verdict for result in elsewhere} == {Verdict.FORWARD}
         # The same outside port stands for two flows: what tells them apart is the destination.
-        used = {(flow.outside_port, flow.remote, flow.remote_port) for flow in lab.engine.flows() if flow.protocol == "tcp"}
+        used = {
+            (flow.outside_port, flow.remote, flow.remote_port) for flow in lab.engine.flows() if flow.protocol == "tcp"
+        }
         assert len(used) == PORTS + 2
         by_port = Counter(port for port, _, _ in used)
         assert sorted(by_port.values())[-2:] in ([2, 2], [1, 3])
@@ -76,7 +95,9 @@ def test_tcp_spills_over_to_the_second_address() -> None:
         spilled = {address for address, _ in more}
         assert spilled == {ENI, ENI2} - {home}
         assert len(set(first) | set(more)) == PORTS + 2000
-        further = [outside(result) for result in lab.send_all(lab.tunnels[0], (syn(n, 80) for n in range(PORTS + 1, 65_536)))]
+        further = [
+            outside(result) for result in lab.send_all(lab.tunnels[0], (syn(n, 80) for n in range(PORTS + 1, 65_536)))
+        ]
         assert {address for address, _ in further} == spilled
         assert len({*first, *more, *further}) == PORTS + 2000 + len(further)
 
@@ -152,7 +173,9 @@ def test_udp_goes_on_when_exclusive_ports_are_gone() -> None:
         shared = lab.out(udp(9, 7, destination=SERVER2, payload=b"shared"), 1)
         assert lab.engine.status().mappings == PORTS
 
-        (owner,) = (flow for flow in lab.engine.flows() if flow.outside_port == shared[UDP].sport and flow.tunnel == "env-0")
+        (owner,) = (
+            flow for flow in lab.engine.flows() if flow.outside_port == shared[UDP].sport and flow.tunnel == "env-0"
+        )
         second = lab.out(udp(owner.inside_port, 7, destination=SERVER2), 0)
         assert second[UDP].sport != shared[UDP].sport
         assert lab.out(udp(owner.inside_port, 7), 0)[UDP].sport == owner.outside_port
@@ -217,8 +240,8 @@ def test_paired_pooling_is_sticky() -> None:
 
 
 def test_port_of_an_ended_mapping_rests() -> None:
-    """A late packet for the old owner must not reach the new one: for port_quarantine an ended mapping's port is given to
-    nobody, while there are others."""
+    """A late packet for the old owner must not reach the new one: for port_quarantine an ended mapping's port is given
+    to nobody, while there are others."""
     with Lab(tunnels=2, port_quarantine=30, **PLENTY) as lab:
         ended = set(ports_of(lab.send_all(lab.tunnels[0], (udp(sport, 7) for sport in range(1, 1001)))))
         lab.later(300)
@@ -243,8 +266,8 @@ def test_a_resting_port_is_better_than_none() -> None:
 
 @pytest.mark.parametrize("make", [syn, udp, lambda number, _: echo(number)], ids=["tcp", "udp", "icmp"])
 def test_ports_are_unpredictable(make: object) -> None:
-    """RFC 6056 section 3.1: with the kernel's randomness (seed 0): many slices, no order, no favourite step. Each bound fails
-    by chance less than once in 10^8 runs."""
+    """RFC 6056 section 3.1: with the kernel's randomness (seed 0): many slices, no order, no favourite step. Each bound
+    fails by chance less than once in 10^8 runs."""
     assert callable(make)
     sequences = []
     for _ in range(2):

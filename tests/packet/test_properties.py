@@ -42,7 +42,12 @@ MANY = settings(
 ports = st.integers(1, 65535)
 remotes = st.sampled_from([SERVER, SERVER2, "192.0.2.77", "203.0.113.255"])
 header = st.fixed_dictionaries(
-    {"ttl": st.integers(2, 255), "tos": st.integers(0, 255), "id": st.integers(0, 65535), "flags": st.sampled_from(["", "DF"])}
+    {
+        "ttl": st.integers(2, 255),
+        "tos": st.integers(0, 255),
+        "id": st.integers(0, 65535),
+        "flags": st.sampled_from(["", "DF"]),
+    }
 )
 options = st.lists(
     st.sampled_from([("NOP", None), ("MSS", 1400), ("WScale", 7), ("SAckOK", b""), ("Timestamp", (1, 2))]), max_size=4
@@ -70,8 +75,8 @@ def exchanges(draw: st.DrawFn) -> tuple[Packet, Packet]:
 @MANY
 @given(exchange=exchanges())
 def test_in_out_in_is_the_identity(exchange: tuple[Packet, Packet]) -> None:
-    """RFC 3022 section 4.1: what comes back is what the server sent, with the environment's own address and port in place
-    of ours; both ways byte for byte, every checksum as scapy computes it."""
+    """RFC 3022 section 4.1: what comes back is what the server sent, with the environment's own address and port in
+    place of ours; both ways byte for byte, every checksum as scapy computes it."""
     sent, answer = exchange
     with Lab() as lab:
         there = lab.out(sent)
@@ -105,7 +110,7 @@ def test_in_out_in_is_the_identity(exchange: tuple[Packet, Packet]) -> None:
 def test_partial_checksums_and_segments(
     protocol: str, sport: int, dport: int, remote: str, payload: int, size: int
 ) -> None:
-    """A super-segment keeps its GSO fields, its partial checksum is that of the new addresses, its segments are counted."""
+    """A super-segment keeps its GSO fields, has the partial checksum of the new addresses, counts its segments."""
     number, offset, gso = (6, 16, GSO_TCPV4) if protocol == "tcp" else (17, 6, GSO_UDP_L4)
     layer = TCP(sport=sport, dport=dport, flags="S") if protocol == "tcp" else UDP(sport=sport, dport=dport)
     sent = IP(bytes(IP(src=INSIDE, dst=remote) / layer / bytes(payload)))
@@ -136,7 +141,10 @@ def broken(draw: st.DrawFn) -> tuple[bytes, bytes]:
             ]
         )
     )
-    packet, promise = bytearray(start), bytearray(draw(st.sampled_from([vnet(), vnet(NEEDS_CSUM, GSO_TCPV4, 40, 9, 20, 16)])))
+    packet, promise = (
+        bytearray(start),
+        bytearray(draw(st.sampled_from([vnet(), vnet(NEEDS_CSUM, GSO_TCPV4, 40, 9, 20, 16)]))),
+    )
     for target in (packet, promise):
         for at, value in draw(st.lists(st.tuples(st.integers(0, len(target) - 1), st.integers(0, 255)), max_size=4)):
             target[at] = value

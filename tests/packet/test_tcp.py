@@ -97,7 +97,7 @@ def test_refused_connection_is_reset(lab: Lab) -> None:
 @pytest.mark.parametrize("side", ["inside", "outside"])
 @pytest.mark.parametrize("distance", [-1, -100_000, 65_536, 1 << 30, 1 << 31, -(1 << 30)])
 def test_reset_outside_the_window_changes_nothing(lab: Lab, side: str, distance: int) -> None:
-    """RFC 5961 section 3.2, RFC 7857 section 2.2: off-path attackers do not know the sequence number. No window scale here."""
+    """RFC 5961 section 3.2, RFC 7857 section 2.2: off-path attackers do not know the number (no scaling here)."""
     tcp = Tcp(lab).establish()
     send, number = (tcp.inside, tcp.mine) if side == "inside" else (tcp.outside, tcp.theirs)
     send("R", seq=(number + distance) % (1 << 32))

@@ -1,4 +1,4 @@
-"""What is idle ends at its time and not before; what is used goes on (RFC 4787 REQ-5, REQ-6, RFC 5382 REQ-5, RFC 5508 REQ-2)."""
+"""What is idle ends at its time, not before: RFC 4787 REQ-5 and REQ-6, RFC 5382 REQ-5, RFC 5508 REQ-2."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def test_default_timer_of_each_class(lab: Lab, begin: Begin, seconds: float) -> 
     expire_exactly(lab, begin, seconds)
 
 
-@pytest.mark.parametrize(("begin", "seconds"), [(one[0], seconds) for one, seconds in zip(CLASSES, SHORTER, strict=True)])
+@pytest.mark.parametrize(
+    ("begin", "seconds"), [(one[0], seconds) for one, seconds in zip(CLASSES, SHORTER, strict=True)]
+)
 def test_every_timer_is_settable_per_eni(begin: Begin, seconds: float) -> None:
     with Lab(timers=SHORT) as lab:
         expire_exactly(lab, begin, seconds)

@@ -42,7 +42,9 @@ def test_tcp_out_and_back_changes_source_then_destination_and_nothing_else(lab: 
     assert bytes(there) == rewritten(sent, src=ENI, sport=port)
     answer = IP(src=SERVER, dst=ENI) / TCP(sport=80, dport=port, flags="SA", seq=5, ack=1, options=SYN_OPTIONS)
     assert bytes(lab.back(answer)) == rewritten(answer, dst=INSIDE, dport=40_000)
-    data = IP(src=INSIDE, dst=SERVER) / TCP(sport=40_000, dport=80, flags="PA", seq=1, ack=6) / b"GET / HTTP/1.0\r\n\r\n"
+    data = (
+        IP(src=INSIDE, dst=SERVER) / TCP(sport=40_000, dport=80, flags="PA", seq=1, ack=6) / b"GET / HTTP/1.0\r\n\r\n"
+    )
     assert bytes(lab.out(data)) == rewritten(data, src=ENI, sport=port)
 
 
@@ -162,7 +164,9 @@ def test_tso_super_segment_is_one_lookup_and_many_wire_packets(lab: Lab, kind: i
     """A TCP super-segment leaves with its GSO fields as they came; counters count its segments."""
     tcp = Tcp(lab).establish()
     payload = bytes(5 * 1448 + 100)
-    sent = IP(src=INSIDE, dst=SERVER, flags="DF") / TCP(sport=40_000, dport=5432, flags="A", seq=tcp.mine, ack=tcp.theirs)
+    sent = IP(src=INSIDE, dst=SERVER, flags="DF") / TCP(
+        sport=40_000, dport=5432, flags="A", seq=tcp.mine, ack=tcp.theirs
+    )
     sent = IP(bytes(sent / payload))
     sent[TCP].chksum = pseudo(INSIDE, SERVER, 6, len(sent) - 20)
     header = vnet(NEEDS_CSUM, kind, 40, 1448, 20, 16)
@@ -212,7 +216,7 @@ def test_a_batch_is_translated_in_order(lab: Lab) -> None:
 
 
 def test_identical_inside_addresses_on_many_tunnels_are_kept_apart() -> None:
-    """Twenty environments, one inside address, one inside port, one destination: twenty flows, each its own way back."""
+    """Twenty environments, one inside address, one inside port, one destination: each has its own way back."""
     with Lab(tunnels=20) as lab:
         ports = [lab.out(datagram(), tunnel)[UDP].sport for tunnel in range(20)]
         tcp = [Tcp(lab, tunnel=tunnel) for tunnel in range(20)]

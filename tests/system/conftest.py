@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 import pytest
 
+from hyperplane.attachment import Attachments
+from hyperplane.dataplane import Eni
 from hyperplane.linux.namespaces import Namespace, NamespaceThreads, open_namespace
 
 from . import support
-from .support import DEADLINE, Namespaces, Within
+from .support import ALL, DEADLINE, ENI, SERVER, SMALL, Namespaces, Within, descriptors
 
 T = TypeVar("T")
 
@@ -22,10 +27,19 @@ def nothing_left_behind() -> Iterator[None]:
     if not os.path.exists("/dev/net/tun"):
         pytest.fail("system tests need /dev/net/tun: modprobe tun", pytrace=False)
     support.remove_left_over()
-    before = support.namespaces(), support.devices()
+    looks = (support.namespaces, support.devices)
+    before = [look() for look in looks]
     yield
-    support.wait_until(lambda: support.namespaces() == before[0], what=f"namespaces as before: {sorted(before[0])}")
-    support.wait_until(lambda: support.devices() == before[1], what=f"devices as before: {sorted(before[1])}")
+    for look, then in zip(looks, before, strict=True):
+        with suppress(AssertionError):
+            support.wait_until(partial(_same, look, then))
+        assert look() == then, f"{look.__name__} are not as before"
+
+
+@pytest.fixture(scope="module", params=["io_uring", "epoll"])
+def io(request: pytest.FixtureRequest) -> str:
+    """The I/O engine: what uses this fixture runs once on each."""
+    return str(request.param)
 
 
 @pytest.fixture
@@ -66,3 +80,31 @@ def within(threads: NamespaceThreads) -> Within:
         return threads.submit(job).result(DEADLINE)
 
     return run
+
+
+@pytest.fixture
+def vpc(netns_factory: Namespaces) -> str:
+    """A VPC with a shared segment."""
+    name = netns_factory("vpc")
+    netns_factory.bridge(name, f"{SERVER}/24")
+    return name
+
+
+@pytest.fixture
+async def attachments() -> AsyncIterator[Attachments]:
+    """Afterwards every descriptor and thread is gone."""
+    before = descriptors()
+    async with Attachments(**SMALL) as made:
+        yield made
+    assert descriptors() == before
+    names = [one.name for one in threading.enumerate()]
+    assert not [name for name in names if name.startswith(("namespace", "reaper"))]
+
+
+@pytest.fixture
+async def eni(attachments: Attachments, vpc: str) -> Eni:
+    return await attachments.open_eni(vpc=vpc, addresses=ENI, security_groups=ALL)
+
+
+def _same(look: Callable[[], set[str]], then: set[str]) -> bool:
+    return look() == then

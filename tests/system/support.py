@@ -19,12 +19,18 @@ from itertools import count
 from typing import Any, Self, TypeVar
 
 from hyperplane.linux.namespaces import Namespace
+from hyperplane.model import SecurityGroup
 
 T = TypeVar("T")
 
 PREFIX = f"hpt{os.getpid()}-"
 OURS = re.compile(r"hpt(\d+)-")
 DEADLINE = 10.0
+# The fixtures `vpc` and `eni`: the server's address there, the ENI's.
+SERVER = "198.19.0.80"
+ENI = "198.19.0.5"
+ALL = (SecurityGroup.parse("all", ["all"]),)
+SMALL: dict[str, Any] = {"max_flows": 4096, "max_links": 2048, "huge_pages": False}  # for an Engine
 
 # The fixture `within`: namespace, what to do in it; its result.
 Within = Callable[[str, Callable[[Namespace], Any]], Any]
@@ -96,6 +102,11 @@ def run_in(
         said = f"{done.stdout or ''}{done.stderr or ''}".strip()
         assert done.returncode == 0, f"{command[0]} in {namespace} exited with {done.returncode}: {said}"
     return done
+
+
+async def blocking(work: Callable[..., Any], *arguments: Any) -> Any:
+    """In a thread, so that the event loop goes on."""
+    return await asyncio.to_thread(work, *arguments)
 
 
 class Namespaces:

@@ -52,6 +52,20 @@ static void expect(int fd, const void *bytes, size_t length) {
   assert_memory_equal(got, bytes, length);
 }
 
+static double processor_seconds(void) {
+  struct timespec used;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+  return (double)used.tv_sec + (double)used.tv_nsec / 1e9;
+}
+
+/* The thread sleeps: it uses less than half of a processor for that long. */
+static void assert_sleeps(struct engine *engine, int timeout) {
+  hp_packet packets[HP_BATCH];
+  double before = processor_seconds();
+  assert_int_equal(receive(engine, packets, timeout), 0);
+  assert_true(processor_seconds() - before < timeout / 2000.0);
+}
+
 static void test_round_trip(void **state) {
   static const size_t sizes[] = {1, 2, 64, 1400, 9000, 60000};
   static char bytes[60000];
@@ -123,6 +137,19 @@ static void test_wake(void **state) {
   close_engine(&engine);
 }
 
+/* A wake that remove() comes across is not lost. */
+static void test_wake_during_remove(void **state) {
+  struct world world;
+  hp_packet packets[HP_BATCH];
+  make_world(&world, state, 16);
+  assert_int_equal(receive(&world.engine, packets, 0), 0);
+  assert_int_equal(eventfd_write(world.engine.wake, 1), 0);
+  world.engine.ops->remove(world.engine.io, 0);
+  assert_int_equal(receive(&world.engine, packets, -1), 0);
+  assert_sleeps(&world.engine, 50);
+  end_world(&world);
+}
+
 struct sender {
   int udp;
   const char *to;
@@ -169,6 +196,58 @@ static void test_remove_under_traffic(void **state) {
   end_world(&world);
 }
 
+/* Packets that wait inside the engine when links are removed: the removed ones' are dropped, the others' are not, and
+ * no buffer is lost. */
+static void test_remove_with_packets_waiting(void **state) {
+  enum { EXTRA = 6, EACH = 20, BUFFERS = 128 };
+  struct world world;
+  hp_packet packets[BUFFERS + HP_BATCH];
+  char name[IFNAMSIZ], address[20];
+  int tun[EXTRA];
+  make_world(&world, state, BUFFERS);
+  struct engine *engine = &world.engine;
+  enter(namespaces[0]);
+  for (unsigned i = 0; i < EXTRA; i++) {
+    snprintf(name, sizeof name, "io-x%u", i);
+    snprintf(address, sizeof address, "198.18.%u.2", 128 + i);
+    tun[i] = new_tun(name, address, "255.255.255.0", 1500, OFFLOADS);
+    add_link(engine, 10 + i, tun[i], HP_GROUP_TUNNELS);
+  }
+  assert_int_equal(receive(engine, packets, 0), 0);
+  for (unsigned i = 0; i < EXTRA; i++) {
+    snprintf(address, sizeof address, "198.18.%u.9", 128 + i);
+    udp_flood(world.udp[0], address, EACH, 100);
+  }
+  udp_flood(world.udp[1], NEAR, EACH, 100);
+  uint32_t got[32] = {0}, count = receive(engine, packets, 100);
+  assert_int_equal(count, HP_BATCH); /* so some wait */
+  for (uint32_t i = 0; i < count; i++)
+    got[packets[i].link]++;
+  release_all(engine, packets, count);
+  for (uint32_t link = 9 + EXTRA; link > 10; link--) /* the first has packets that nobody has looked at */
+    engine->ops->remove(engine->io, link);
+  for (int64_t deadline = hp_io_clock() + DEADLINE; got[10] < EACH && hp_io_clock() < deadline;) {
+    count = receive(engine, packets, 100);
+    for (uint32_t i = 0; i < count; i++) {
+      assert_true(packets[i].link == 10 || packets[i].link == 1);
+      got[packets[i].link]++;
+    }
+    release_all(engine, packets, count);
+  }
+  assert_int_equal(got[10], EACH);
+  engine->ops->remove(engine->io, 1); /* after another's removal came across its packets */
+  engine->ops->remove(engine->io, 10);
+  assert_int_equal(receive(engine, packets, 10), 0);
+  assert_int_equal(engine->gone, 0);
+  udp_flood(world.udp[0], FAR, 300, 100); /* as many as there are buffers can be held at once */
+  for (count = 0; count < BUFFERS;)
+    count += receive(engine, packets + count, 100);
+  release_all(engine, packets, count);
+  for (int i = 0; i < EXTRA; i++)
+    close(tun[i]);
+  end_world(&world);
+}
+
 /* A removed link's last reference is the caller's, although other links' reads are older and younger. */
 static void test_remove_drops_descriptor(void **state) {
   struct world world;
@@ -191,20 +270,6 @@ static void test_remove_drops_descriptor(void **state) {
   while (receive(engine, packets, 0))
     ; /* not returned on purpose: close() takes care of packets that the caller holds */
   end_world(&world);
-}
-
-static double processor_seconds(void) {
-  struct timespec used;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
-  return (double)used.tv_sec + (double)used.tv_nsec / 1e9;
-}
-
-/* The thread sleeps: it uses less than half of a processor for that long. */
-static void assert_sleeps(struct engine *engine, int timeout) {
-  hp_packet packets[HP_BATCH];
-  double before = processor_seconds();
-  assert_int_equal(receive(engine, packets, timeout), 0);
-  assert_true(processor_seconds() - before < timeout / 2000.0);
 }
 
 static void test_device_deleted(void **state) {
@@ -426,78 +491,15 @@ static void test_add_refuses(void **state) {
   assert_null(ops->open(&config, &error));
 }
 
-static void test_choose(void **state) {
-  hp_error error = {0};
-  (void)state;
-  assert_ptr_equal(hp_io_choose(HP_IO_AUTO, &error), *hp_io_probe(HP_IO_URING) ? &hp_io_epoll : &hp_io_uring);
-  assert_ptr_equal(hp_io_choose(HP_IO_EPOLL, &error), &hp_io_epoll);
-  assert_null(hp_io_choose(7, &error));
-  assert_non_null(strstr(error.text, "choose"));
-  assert_string_equal(hp_io_name(HP_IO_URING), "io_uring");
-  assert_string_equal(hp_io_name(HP_IO_EPOLL), "epoll");
-  assert_string_equal(hp_io_probe(HP_IO_AUTO), "");
-}
-
-static void check_refuses(int fd, const char *word) {
-  hp_error error = {0};
-  if (hp_link_tun_check(fd, &error) != -1)
-    fail_msg("accepted what should be refused with a word about %s", word);
-  assert_null(strchr(error.text, '\n'));
-  if (!strstr(error.text, word))
-    fail_msg("\"%s\" does not speak of %s", error.text, word);
-}
-
-static void test_tun_check(void **state) {
-  static const struct {
-    short flags;
-    const char *word;
-  } refused[] = {{IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, "IFF_TUN"},
-                 {IFF_TUN | IFF_VNET_HDR, "IFF_NO_PI"},
-                 {IFF_TUN | IFF_NO_PI, "IFF_VNET_HDR"}};
-  (void)state;
-  enter(namespaces[0]);
-  check_refuses(-1, "Bad file descriptor");
-  check_refuses(namespaces[0], "not a TUN");
-  int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
-  MUST(fd);
-  check_refuses(fd, "TUNSETIFF");
-  close(fd);
-  fd = open("/dev/net/tun", O_RDONLY | O_CLOEXEC);
-  MUST(fd);
-  check_refuses(fd, "O_RDWR");
-  close(fd);
-  for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
-    struct ifreq device = device_named("io3");
-    device.ifr_flags = refused[i].flags;
-    fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
-    MUST(fd);
-    MUST(ioctl(fd, TUNSETIFF, &device));
-    check_refuses(fd, refused[i].word);
-    set_flags("io3", IFF_UP); /* it makes no difference */
-    check_refuses(fd, refused[i].word);
-    close(fd);
-  }
-  fd = new_tun("io3", NULL, NULL, 0, OFFLOADS);
-  int header = 12;
-  hp_error error = {0};
-  MUST(ioctl(fd, TUNSETVNETHDRSZ, &header));
-  MUST(fcntl(fd, F_SETFL, O_RDWR));
-  assert_int_equal(hp_link_tun_check(fd, &error), 0);
-  MUST(ioctl(fd, TUNGETVNETHDRSZ, &header));
-  assert_int_equal(header, HP_VNET_HEADER);
-  assert_true(fcntl(fd, F_GETFL) & O_NONBLOCK);
-  delete_device("io3");
-  check_refuses(fd, "deleted");
-  close(fd);
-}
-
 static int run(const char *name, const hp_io_ops *ops) {
   void *state = (void *)(uintptr_t)ops;
   const struct CMUnitTest tests[] = {
 #define TEST(function) cmocka_unit_test_prestate(function, state)
       TEST(test_round_trip),
       TEST(test_order),
+      TEST(test_remove_with_packets_waiting),
       TEST(test_wake),
+      TEST(test_wake_during_remove),
       TEST(test_remove_under_traffic),
       TEST(test_device_deleted),
       TEST(test_remove_drops_descriptor),
@@ -523,7 +525,6 @@ static int run_plain_descriptors(void) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_choose), cmocka_unit_test(test_tun_check)};
   struct rlimit files;
   alarm(90); /* a test that waits for ever fails */
   MUST(getrlimit(RLIMIT_NOFILE, &files));
@@ -539,8 +540,7 @@ int main(void) {
   close(crowd);
   namespaces[0] = new_namespace();
   namespaces[1] = new_namespace();
-  int failed = cmocka_run_group_tests_name("choosing and checking", tests, NULL, NULL);
-  failed += run("epoll", &hp_io_epoll);
+  int failed = run("epoll", &hp_io_epoll);
   failed += run("io_uring", &hp_io_uring);
   failed += run_plain_descriptors();
   return failed ? 1 : 0;
