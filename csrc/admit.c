@@ -126,7 +126,7 @@ static void fill_flow(const hp_worker *worker, hp_flow *flow, const hp_item *ite
   uint16_t out = hp_delta32(item->key.source, outside->destination);
   uint16_t in = hp_delta32(outside->destination, item->key.source);
   bool pseudo = item->headers.protocol != HP_ICMP; /* ICMP's checksum covers no address */
-  hp_half *inward = &flow->half[HP_OUTSIDE], *outward = &flow->half[HP_INSIDE];
+  hp_half *inward = &flow->half[HP_OUTSIDE];
   *inward = (hp_half){.key = *outside,
                       .address = item->key.source,
                       .port = inside_port,
@@ -135,15 +135,16 @@ static void fill_flow(const hp_worker *worker, hp_flow *flow, const hp_item *ite
                       .out_link = tunnel,
                       .last_seen = (uint32_t)worker->now,
                       .sequence = mapping};
-  uint32_t sequence = outward->sequence;
-  *outward = (hp_half){.key = item->key,
-                       .address = outside->destination,
-                       .port = outside_port,
-                       .delta_address = out,
-                       .delta_full = pseudo ? hp_delta_add(out, ports_out) : ports_out,
-                       .out_link = outside->link >> 8,
-                       .last_seen = (uint32_t)worker->now,
-                       .sequence = sequence};
+  const hp_half outward = {.key = item->key,
+                           .address = outside->destination,
+                           .port = outside_port,
+                           .delta_address = out,
+                           .delta_full = pseudo ? hp_delta_add(out, ports_out) : ports_out,
+                           .out_link = outside->link >> 8,
+                           .last_seen = (uint32_t)worker->now};
+  /* Up to the sequence, which must not be anything but odd for a moment: a reader, or a successor after a
+   * crash, would take the flow for finished. The counters behind it are 0 already. */
+  memcpy(&flow->half[HP_INSIDE], &outward, offsetof(hp_half, sequence));
 }
 
 static hp_reason create(hp_worker *worker, const hp_packet *packet, const hp_item *item, uint32_t *number) {

@@ -5,8 +5,8 @@
  * packet on the steady path reads and writes its own half only. A flow number is stable for the
  * life of the flow and the generation tells two lives of one number apart.
  *
- * The flows are the truth: indices, mappings, port use and the free list can be rebuilt from them,
- * and hp_flow_repair() does so after a crash. `journal` names the one flow in transition.
+ * The flows are the truth: indices, free list, mappings and port use can be rebuilt from them. After a
+ * crash hp_flow_repair() does so for the first two. `journal` names the one flow in transition.
  *
  * Readers in other threads or processes copy a flow, and take the copy when its `sequence` was even
  * and the same before and after (a writer makes it odd first). Counters are single aligned words.
@@ -156,7 +156,7 @@ static inline uint64_t hp_flow_id(const hp_flow *flow, uint32_t number) {
 /* A consistent copy for a reader; false when the number holds no flow. */
 bool hp_flow_read(const hp_flow_table *table, uint32_t number, hp_flow *copy, hp_flow_cold *cold);
 
-/* After a crash: ends the flow that `journal` names and rebuilds what derives from the flows.
+/* After a crash: ends the flow that `journal` names and rebuilds indices and free list from the flows.
  * Returns the number of flows that were lost, 0 or 1. */
 uint32_t hp_flow_repair(hp_flow_table *table);
 

@@ -7,7 +7,8 @@
 enum {
   PROBES = 16,      /* random probes before a destination counts as dense: 1.5e-5 at half full */
   FIRST_LEASE = 32, /* slices taken when an address is added: entropy for RFC 6056 at once */
-  LINEAR_PROBES = 4096
+  LINEAR_PROBES = 4096,
+  OWNER = 1 /* in hp_address.owner: the only worker there is, + 1 */
 };
 
 int hp_ports_new(hp_ports *ports, uint32_t addresses, uint32_t max_flows, uint32_t quarantine, uint64_t seed,
@@ -46,7 +47,7 @@ static bool lease(hp_ports *ports, hp_address *address) {
     if (address->owner[slice])
       continue;
     if (skip-- == 0) {
-      address->owner[slice] = 1;
+      address->owner[slice] = OWNER;
       address->slices[address->leased++] = slice;
       return true;
     }
@@ -102,15 +103,15 @@ static uint16_t clear_port(hp_ports *ports, const hp_address *address, const uin
 
 /* ---- exclusive ports ---- */
 
-static void release_oldest(hp_address *address) {
-  const hp_quarantined *oldest = &address->quarantine[address->head++ % HP_QUARANTINE];
-  *word_of(address->taken[oldest->kind], oldest->port) &= ~bit_of(oldest->port);
+static void release_oldest(hp_address *address, int kind) {
+  uint16_t port = address->quarantine[kind][address->head[kind]++ % HP_QUARANTINE].port;
+  *word_of(address->taken[kind], port) &= ~bit_of(port);
 }
 
-static void release_due(hp_ports *ports, hp_address *address, uint64_t now) {
-  while (address->head != address->tail &&
-         (uint32_t)now - address->quarantine[address->head % HP_QUARANTINE].since >= ports->quarantine)
-    release_oldest(address);
+static void release_due(hp_ports *ports, hp_address *address, int kind, uint64_t now) {
+  while (address->head[kind] != address->tail[kind] &&
+         (uint32_t)now - address->quarantine[kind][address->head[kind] % HP_QUARANTINE].since >= ports->quarantine)
+    release_oldest(address, kind);
 }
 
 static uint16_t take(hp_ports *ports, hp_address *address, int kind, uint64_t allowed) {
@@ -124,15 +125,15 @@ uint16_t hp_port_take(hp_ports *ports, uint32_t number, int kind, uint16_t like,
   hp_address *address = &ports->addresses[number];
   const uint64_t parity = like & 1 ? 0xaaaaaaaaaaaaaaaau : 0x5555555555555555u;
   uint16_t port;
-  release_due(ports, address, now);
+  release_due(ports, address, kind, now);
   do {
     if ((port = take(ports, address, kind, parity)))
       return port;
   } while (lease(ports, address));
   if ((port = take(ports, address, kind, ~0ull)))
     return port;
-  while (address->head != address->tail) {
-    release_oldest(address);
+  while (address->head[kind] != address->tail[kind]) {
+    release_oldest(address, kind);
     if ((port = take(ports, address, kind, ~0ull)))
       return port;
   }
@@ -141,7 +142,7 @@ uint16_t hp_port_take(hp_ports *ports, uint32_t number, int kind, uint16_t like,
 
 void hp_port_give(hp_ports *ports, uint32_t number, int kind, uint16_t port, uint64_t now) {
   hp_address *address = &ports->addresses[number];
-  address->quarantine[address->tail++ % HP_QUARANTINE] = (hp_quarantined){(uint32_t)now, port, (uint16_t)kind};
+  address->quarantine[kind][address->tail[kind]++ % HP_QUARANTINE] = (hp_quarantined){(uint32_t)now, port, 0};
 }
 
 void hp_port_claim(hp_ports *ports, uint32_t number, int kind, uint16_t port) {
@@ -215,17 +216,22 @@ static uint16_t choose_dense(hp_ports *ports, hp_address *address, const hp_flow
   return 0;
 }
 
-/* Without a bitmap to be had: from a random port on, as far as is bearable in one go. */
+/* Without a bitmap to be had: from a random port on, as far as is bearable in one go; then a new slice. */
 static uint16_t choose_linear(hp_ports *ports, uint32_t number, const hp_flow_table *flows, hp_key *key) {
-  const hp_address *address = &ports->addresses[number];
+  hp_address *address = &ports->addresses[number];
   uint32_t port = hp_port_random(ports, number);
   for (int i = 0; i < LINEAR_PROBES; i++) {
-    if (address->owner[(port - HP_PORT_FIRST) / HP_SLICE_PORTS] && port_free(flows, key, (uint16_t)port))
+    bool ours = address->owner[(port - HP_PORT_FIRST) / HP_SLICE_PORTS] == OWNER;
+    if (ours && port_free(flows, key, (uint16_t)port))
       return (uint16_t)port;
     if (++port == HP_PORT_FIRST + HP_PORT_COUNT)
       port = HP_PORT_FIRST;
   }
-  return 0;
+  if (!lease(ports, address))
+    return 0;
+  port = HP_PORT_FIRST + address->slices[address->leased - 1] * HP_SLICE_PORTS;
+  port += hp_random_below(&ports->random, HP_SLICE_PORTS);
+  return port_free(flows, key, (uint16_t)port) ? (uint16_t)port : 0;
 }
 
 uint16_t hp_port_choose(hp_ports *ports, uint32_t number, const hp_flow_table *flows, hp_key *key) {

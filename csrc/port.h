@@ -22,7 +22,7 @@ enum {
   HP_PORT_COUNT = HP_SLICES * HP_SLICE_PORTS,
   HP_PORT_WORDS = HP_PORT_COUNT / 64,
   HP_SLICE_WORDS = HP_SLICE_PORTS / 64,
-  HP_QUARANTINE = 2 * 65536 /* every port of both protocols fits */
+  HP_QUARANTINE = 65536 /* every port fits */
 };
 _Static_assert(HP_PORT_FIRST + HP_PORT_COUNT == 65536, "slices end with the last port");
 
@@ -31,19 +31,20 @@ enum { HP_PORTS_UDP = 0, HP_PORTS_ICMP = 1 };
 typedef struct hp_quarantined {
   uint32_t since; /* low 32 bits of ms */
   uint16_t port;
-  uint16_t kind; /* HP_PORTS_* */
+  uint16_t reserved;
 } hp_quarantined;
 
-/* One ENI address, in a region: a successor finds what is leased and taken. */
+/* One ENI address, in a region: a successor finds what is leased and taken. Arrays of two: by HP_PORTS_*. */
 typedef struct hp_address {
   uint32_t address;
-  uint32_t eni;        /* link number; 0: this record is free */
-  uint8_t owner[64];   /* by slice: worker + 1, or 0: not leased */
-  uint32_t leased;     /* slices in .slices */
-  uint8_t slices[64];  /* those leased to this worker */
-  uint32_t head, tail; /* of the quarantine, counting up; masked to its length */
+  uint32_t eni;       /* link number; 0: this record is free */
+  uint8_t owner[64];  /* by slice: worker + 1, or 0: not leased */
+  uint32_t leased;    /* slices in .slices */
+  uint8_t slices[64]; /* those leased to this worker */
+  uint32_t head[2];   /* of the quarantine, counting up; taken modulo its length */
+  uint32_t tail[2];
   uint64_t taken[2][HP_PORT_WORDS];
-  hp_quarantined quarantine[HP_QUARANTINE];
+  hp_quarantined quarantine[2][HP_QUARANTINE];
 } hp_address;
 
 typedef struct hp_dense {

@@ -12,7 +12,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from hyperplane.attachment import Attachments
-from hyperplane.cli import interrupts
+from hyperplane.cli import loop
 from hyperplane.cli.demo_lab import Lab, check_privileges
 from hyperplane.cli.demo_servers import (
     ADDRESS,
@@ -27,7 +27,7 @@ from hyperplane.cli.demo_servers import (
 )
 from hyperplane.cli.demo_text import Attempt, Fetched, JsonTeller, Met, Spoken, TextTeller
 from hyperplane.cli.demo_veth import Router
-from hyperplane.cli.interrupts import whole
+from hyperplane.cli.loop import whole
 from hyperplane.cli.render import Attached
 from hyperplane.dataplane import now
 from hyperplane.errors import HyperplaneError
@@ -47,7 +47,7 @@ def run(environments: int, console: Console, *, as_json: bool) -> int:
     check_privileges()
     teller = JsonTeller() if as_json else TextTeller(console)
     demo = Demo(environments, teller)
-    interrupts.run(demo.run)
+    loop.run(demo.run)
     return 0
 
 

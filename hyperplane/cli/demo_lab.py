@@ -23,6 +23,7 @@ from hyperplane.linux.namespaces import NETNS_RUN_DIR, NamespaceThreads, open_na
 
 PREFIX: Final = "hpdemo-"
 OURS: Final = re.compile(rf"{PREFIX}\w+-(\d+)")
+STATUS = "/proc/self/status"
 SYSTEM_PATH: Final = "/usr/local/sbin:/usr/sbin:/sbin"  # not in everybody's PATH, but `ip` and `nft` are there
 DEADLINE: Final = 20.0  # seconds, for what takes a moment
 PAUSE: Final = 0.02  # seconds between two looks at a condition
@@ -38,8 +39,8 @@ def find(program: str) -> str:
 
 def check_privileges() -> None:
     """Raises PermissionMissing or DeviceError, in words for somebody who has just met the program."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    effective = int(re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)[1], 16)  # type: ignore[index]
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)", Path(STATUS).read_text(encoding="ascii"), re.MULTILINE)
+    effective = int(found[1], 16) if found else 0
     if not (effective >> NET_ADMIN & 1 and effective >> SYS_ADMIN & 1):
         needs = "the demo makes network namespaces and TUN devices, so it needs CAP_NET_ADMIN and CAP_SYS_ADMIN"
         raise PermissionMissing(needs, remedy="run it as root: sudo make demo, or sudo hyperplane-nat demo")

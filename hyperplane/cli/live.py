@@ -42,7 +42,7 @@ class Screen:
         self._live.stop()
 
     def _summary(self, ready: Ready, snapshot: Snapshot) -> Text:
-        text = Text(f"{', '.join(map(str, ready.eni_addresses))}: ", "bold")
+        text = Text(f"ENI {', '.join(map(str, ready.eni_addresses))}: ", "bold", no_wrap=True, overflow="ellipsis")
         text.append(f"{many(len(snapshot.flows), 'flow')}")
         last = self._last
         if last and snapshot.now > last.now:
@@ -50,5 +50,5 @@ class Screen:
             out, back = snapshot.counters, last.counters
             text.append(f"; out {volume((out.bytes_out - back.bytes_out) / seconds)}/s")
             text.append(f", in {volume((out.bytes_in - back.bytes_in) / seconds)}/s")
-        text.append(f"; dropped packets: {drops_text(snapshot.counters.drops)}", "")
+        text.append(f"; dropped packets: {drops_text(snapshot.counters.drops)}")
         return text

@@ -11,26 +11,28 @@ import signal
 import sys
 from typing import NoReturn
 
-from hyperplane.cli import interrupts
+from hyperplane.cli import signals
 
 PROGRAM = "hyperplane-nat"
 
 
 def main() -> NoReturn:
     """The console script. All else is imported once signals are taken care of."""
-    interrupts.catch()
+    signals.catch()
     # Shows flows once `nat` runs; until then it must not end the program, which is what it does by default.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
         status = _run(sys.argv[1:])
         sys.stdout.flush()
-    except interrupts.Interrupted as interrupted:
+    except signals.Interrupted as interrupted:
         text = f"ended by {interrupted.name} before it was done; everything it had made is removed again"
         status = say(text, 128 + interrupted.number)
     except BrokenPipeError:
         # Whoever read the output is gone. Python would flush it once more at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
+    finally:
+        signals.ignore()  # Python would set them back to the default, with which the exit code is lost
     sys.exit(status)
 
 

@@ -8,13 +8,14 @@ import signal
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from types import FrameType
 from typing import Final, Literal
 
 from msgspec.structs import replace
 
 from hyperplane.attachment import Attachment, Attachments
-from hyperplane.cli import interrupts
-from hyperplane.cli.render import Attached, Changes, Output, Ready, Snapshot
+from hyperplane.cli import loop, signals
+from hyperplane.cli.render import Attached, Changes, Output, Ready, Snapshot, reader_is_gone
 from hyperplane.dataplane import Eni, now
 from hyperplane.errors import EngineError, HyperplaneError, InvalidValue
 from hyperplane.model import Counters, Flow, Io, Rule, SecurityGroup, Timers
@@ -51,8 +52,8 @@ def run(plan: Plan, output: Output) -> int:
     _check(plan)
     session = Session(plan, output)
     try:
-        interrupts.run(session.run)
-    except interrupts.Interrupted:
+        loop.run(session.run)
+    except signals.Interrupted:
         if not session.is_ready:
             raise
     finally:
@@ -82,6 +83,7 @@ class Session:
         self._events: asyncio.Queue[Show | Ended] = asyncio.Queue()
         self._flows: dict[int, Flow] = {}  # of the last snapshot, by id
         self._drops_seen = 0
+        self._attached: set[Attachment] = set()
         self._reasons: dict[Attachment, str] = {}  # why we detached it
         self._counted: dict[Attachment, Counters] = {}  # when last looked at
         self._retired = Counters()  # of environments that are gone
@@ -93,8 +95,7 @@ class Session:
             self._attachments = attachments
             self._eni = await self._open_eni()
             attached = [await self._attach(namespace, name) for namespace, name in plan.environments]
-            loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGUSR1, self._events.put_nowait, "show")
+            self._show_on_signal(asyncio.get_running_loop())
             try:
                 self._output.ready(self._describe(attached))
                 self.is_ready = True
@@ -104,7 +105,6 @@ class Session:
                 self._output.ending("interrupted", self._look_at_counters())
                 raise
             finally:
-                loop.remove_signal_handler(signal.SIGUSR1)
                 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     # Set-up
@@ -135,9 +135,17 @@ class Session:
             mtu=plan.mtu,
             routes=plan.routes,
         )
+        self._attached.add(attachment)
         attachment.ended.add_done_callback(partial(self._note_end, attachment))
         tunnel = attachment.tunnel
         return Attached(tunnel.name, attachment.namespace, attachment.device, tunnel.address, attachment.seconds)
+
+    def _show_on_signal(self, loop: asyncio.AbstractEventLoop) -> None:
+        # A plain handler, for the reason that signals.catch() gives.
+        def show(number: int, frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(self._events.put_nowait, "show")
+
+        signal.signal(signal.SIGUSR1, show)
 
     def _note_end(self, attachment: Attachment | None, ended: asyncio.Future[str]) -> None:
         if not ended.cancelled():
@@ -168,6 +176,8 @@ class Session:
                 async with asyncio.timeout(PERIOD):
                     event = await self._events.get()
             if event is None:
+                if reader_is_gone():
+                    raise BrokenPipeError
                 await self._look_at_devices()
                 if self._plan.watch:
                     self._output.changes(await self._changes())
@@ -178,22 +188,30 @@ class Session:
                 if attachment is None:
                     raise EngineError(f"ENI {self._eni.name} is gone: {reason}", remedy="start again")
                 self._retired += self._counted.pop(attachment, Counters())
-                left = len(self._attachments.attachments(self._eni))
-                self._output.detached(attachment.tunnel.name, reason, left)
-                if not left:
+                self._attached.discard(attachment)
+                self._output.detached(attachment.tunnel.name, reason, len(self._attached))
+                if not self._attached and self._eni_stays():
                     return "no environment is left"
 
     async def _look_at_devices(self) -> None:
         """Detaches environments whose device was deleted, though their namespace may still be there."""
         engine = self._attachments.engine
-        for attachment in self._attachments.attachments(self._eni):
+        for attachment in tuple(self._attached):
             with suppress(InvalidValue):  # it is ending just now
                 self._counted[attachment] = counters = engine.counters(attachment.tunnel)
                 if counters.gone:
                     self._reasons[attachment] = f"device {attachment.device} was deleted"
                     await self._attachments.detach(attachment)
-        if engine.counters(self._eni).gone:
+        if self._eni_stays() and engine.counters(self._eni).gone:
             raise EngineError(f"ENI {self._eni.name} is gone: its device was deleted", remedy="start again")
+
+    def _eni_stays(self) -> bool:
+        """False when it is about to end: its environments end before it, and the reason is told with it."""
+        try:
+            self._attachments.eni_ended(self._eni)
+        except InvalidValue:
+            return False
+        return True
 
     async def _snapshot(self) -> Snapshot:
         engine = self._attachments.engine

@@ -5,6 +5,7 @@ Field names and event names of the JSON are listed in docs/cli.md and do not cha
 
 from __future__ import annotations
 
+import select
 import socket
 import sys
 import time
@@ -95,6 +96,13 @@ def console(*, color: bool) -> Console:
     """Standard output for people: as wide as their terminal, or wide enough for everything."""
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     return Console(no_color=not color or None, width=width, highlight=False, emoji=False)
+
+
+def reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more; a write would say so too, but may be far off."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0))
 
 
 def output(*, as_json: bool, color: bool) -> Output:

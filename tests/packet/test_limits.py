@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 
 from hyperplane.dataplane import Reason, Verdict
 
-from .lab import ENI, INSIDE, SERVER, Lab, Tcp, datagram, ping, syn, udp
+from .lab import ENI, INSIDE, SERVER, Lab, Tcp, datagram, ping, source_port, syn, udp
 
 
 def test_full_flow_table_refuses_new_flows_and_keeps_the_old() -> None:
@@ -39,6 +41,32 @@ def test_any_capacity_is_used_to_the_last_flow(capacity: int) -> None:
             lab.later(300)
             assert lab.sweep() == capacity
             assert (lab.engine.status().flows, lab.engine.status().mappings) == (0, 0)
+
+
+def test_a_full_table_finds_every_flow_while_others_come_and_go() -> None:
+    """Buckets of the indices overflow when the table is full: an end must hide no other flow, in either direction, and no
+    mapping."""
+    capacity, random = 5000, Random(11)
+    with Lab(max_flows=capacity) as lab:
+        live: dict[int, int] = {}  # inside port -> outside port
+        for _ in range(4):
+            new = random.sample([port for port in range(1, 65536) if port not in live], capacity - len(live))
+            for port, result in zip(new, lab.send_all(lab.tunnels[0], [udp(port, 7) for port in new]), strict=True):
+                live[port] = source_port(result.packet)
+            created = lab.engine.counters(lab.eni).flows_created
+            kept = random.sample(sorted(live), capacity // 2)
+            lab.later(200)
+            lab.send_all(lab.tunnels[0], [udp(port, 7) for port in kept])
+            lab.later(100)
+            assert lab.sweep() == capacity - len(kept)
+            live = {port: live[port] for port in kept}
+            again = lab.send_all(lab.tunnels[0], [udp(port, 7) for port in kept])
+            assert [source_port(result.packet) for result in again] == list(live.values())
+            answers = [udp(7, outside, source=SERVER, destination=ENI) for outside in live.values()]
+            arrived = lab.send_all(lab.eni, answers)
+            assert [int.from_bytes(result.packet[22:24], "big") for result in arrived] == kept
+            assert lab.engine.counters(lab.eni).flows_created == created
+            assert lab.engine.status().mappings == len(lab.engine.flows()) == len(kept)
 
 
 def test_flow_quota_of_a_tunnel() -> None:

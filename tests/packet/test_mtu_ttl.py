@@ -229,19 +229,32 @@ def test_only_a_syn_is_clamped_and_a_syn_without_mss_stays_so() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [b"\x02", b"\x02\x04\x05", b"\x02\x03\x05\x00", b"\x02\x00\x05\xb4", b"\x03\x28\x02\x04", b"\x01\x01\x01\x02"],
+    [
+        b"\x02",
+        b"\x02\x04\x05",
+        b"\x01\x02\x04\x05",
+        b"\x01\x01\x02\x04",
+        b"\x01\x01\x01\x02",
+        b"\x02\x03\x05\x00",
+        b"\x02\x00\x05\xb4",
+        b"\x02\x01\x05\xb4",
+        b"\x03\x28\x02\x04",
+        b"\x00\x02\x04\x05",
+    ],
 )
-def test_broken_tcp_options_are_left_alone(options: bytes) -> None:
-    """A length of 0, or one beyond the header, ends the search; the receiver judges the segment."""
+@pytest.mark.parametrize("payload", [b"", b"\xff\xff\xff"])
+def test_broken_tcp_options_are_left_alone(options: bytes, payload: bytes) -> None:
+    """A length of 0, or one beyond the header, ends the search: payload is no option; the receiver judges it."""
     with Lab(mtu=1400) as lab:
+        tail = options.ljust(4, b"\0") + payload
         sent = IP(src=INSIDE, dst=SERVER) / TCP(sport=40_000, dport=80, flags="S", dataofs=6)
-        raw = bytearray(bytes(sent) + options.ljust(4, b"\0"))
+        raw = bytearray(bytes(sent) + tail)
         raw[2:4] = len(raw).to_bytes(2, "big")
         packet = IP(bytes(raw))
         del packet.chksum
         result = lab.send(lab.tunnels[0], bytes(packet), spare=0)
         assert result.verdict == Verdict.FORWARD
-        assert result.packet[40:] == options.ljust(4, b"\0")
+        assert result.packet[40:] == tail
 
 
 def test_ping_of_the_eni_path_still_counts_hops(lab: Lab) -> None:

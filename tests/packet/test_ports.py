@@ -190,6 +190,28 @@ def test_udp_goes_on_when_exclusive_ports_are_gone() -> None:
         assert lab.engine.status().mappings == 1
 
 
+def test_a_port_that_comes_back_may_be_shared_somewhere() -> None:
+    """An exclusive port becomes free while a flow that shared it goes on: the next owner must not meet that flow, and
+    what it could not use is given back."""
+    with Lab(tunnels=2, **PLENTY) as lab:
+        mine = lab.send_all(lab.tunnels[0], (udp(sport, 7) for sport in range(1, PORTS + 1)))
+        shared = lab.out(udp(9, 7, destination=SERVER2), 1)
+        owner = 1 + ports_of(mine).index(shared[UDP].sport)
+        lab.later(200)
+        lab.send_all(lab.tunnels[0], (udp(sport, 7) for sport in range(1, PORTS + 1) if sport != owner))
+        lab.out(udp(9, 7, destination=SERVER2), 1)
+        lab.later(100)
+        assert lab.sweep() == 1
+        lab.later(60)
+        assert lab.engine.status().mappings == PORTS - 1
+        # The only exclusive port left is the one that env-1 shares towards SERVER2.
+        elsewhere = lab.out(udp(10, 7, destination=SERVER2), 1)
+        assert elsewhere[UDP].sport != shared[UDP].sport
+        assert lab.engine.status().mappings == PORTS - 1
+        assert lab.out(udp(11, 8, destination=SERVER2), 1)[UDP].sport == shared[UDP].sport
+        assert lab.engine.status().mappings == PORTS
+
+
 def test_udp_goes_on_when_the_mapping_table_is_full() -> None:
     with Lab(max_mappings=2) as lab:
         results = lab.send_all(lab.tunnels[0], (udp(sport, 7) for sport in (1, 2, 3, 4)))
@@ -215,14 +237,17 @@ def test_icmp_ids_are_mapped() -> None:
 
 
 def test_icmp_ids_run_out_as_ports_do() -> None:
-    """All ids taken: further queries share ids per destination; a destination that has them all refuses."""
-    with Lab(tunnels=2, **PLENTY) as lab:
+    """All ids of the environment's address taken: further queries share ids per destination; a destination that has
+    them all refuses: only TCP goes over to another address (RFC 4787 REQ-2)."""
+    with Lab(tunnels=1, addresses=(ENI, ENI2), **PLENTY) as lab:
         results = lab.send_all(lab.tunnels[0], (echo(identifier) for identifier in range(PORTS)))
-        assert len(set(ports_of(results))) == PORTS
-        lab.refused(echo(5), Reason.PORTS_EXHAUSTED, lab.tunnels[1])
-        there = lab.out(echo(5, destination=SERVER2), 1)
-        answer = IP(src=SERVER2, dst=ENI) / ICMP(type=0, id=there[ICMP].id)
-        assert lab.back(answer, 1)[ICMP].id == 5
+        assert len({outside(result) for result in results}) == PORTS
+        (home,) = {outside(result)[0] for result in results}
+        lab.refused(echo(65_000), Reason.PORTS_EXHAUSTED)
+        there = lab.out(echo(65_000, destination=SERVER2))
+        assert there.src == home
+        answer = IP(src=SERVER2, dst=home) / ICMP(type=0, id=there[ICMP].id)
+        assert lab.back(answer)[ICMP].id == 65_000
 
 
 # Pooling, quarantine, prediction

@@ -58,6 +58,17 @@ def test_udp_out_and_back(lab: Lab, size: int) -> None:
     assert bytes(lab.back(answer)) == rewritten(answer, dst=INSIDE, dport=40_000)
 
 
+def test_bytes_behind_a_udp_datagram_are_carried_along(lab: Lab) -> None:
+    """RFC 768, RFC 9868: the UDP length may end before the packet does; what lies behind is not in the checksum."""
+    sent = IP(
+        bytes(IP(src=INSIDE, dst=SERVER, len=20 + 8 + 5 + 4) / UDP(sport=9, dport=7, len=13) / b"hello") + b"tail"
+    )
+    there = lab.out(sent)
+    assert bytes(there) == rewritten(sent, src=ENI, sport=there[UDP].sport)
+    assert bytes(there).endswith(b"hellotail")
+    assert_checksums(bytes(there))
+
+
 def test_icmp_echo_out_and_back(lab: Lab) -> None:
     """RFC 5508 REQ-1: an echo request's id is mapped, and mapped back in the reply; the sequence number stays."""
     sent = ping(identifier=77, sequence=3)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,6 +14,8 @@ from typing import TypeVar
 from hyperplane.linux.namespaces import CLONE_NEWNET, LIBC
 
 T = TypeVar("T")
+
+SIOCETHTOOL, ETHTOOL_STXCSUM = 0x8946, 0x17  # linux/sockios.h, linux/ethtool.h
 
 
 def call_in(namespace: str, call: Callable[[], T]) -> T:
@@ -40,6 +45,14 @@ def call_in(namespace: str, call: Callable[[], T]) -> T:
 def socket_in(namespace: str, kind: int = socket.SOCK_STREAM) -> socket.socket:
     """An IPv4 socket in the namespace; kind may hold SOCK_NONBLOCK."""
     return call_in(namespace, lambda: socket.socket(socket.AF_INET, kind))
+
+
+def checksum_in_software(namespace: str, device: str) -> None:
+    """Switches off the device's own checksums of outgoing packets, and with them segmentation (ethtool(8), -K)."""
+    value = array.array("I", [ETHTOOL_STXCSUM, 0])  # struct ethtool_value, linux/ethtool.h
+    request = struct.pack("16sP16x", device.encode(), value.buffer_info()[0])  # struct ifreq
+    with socket_in(namespace, socket.SOCK_DGRAM) as one:
+        fcntl.ioctl(one, SIOCETHTOOL, request)
 
 
 def reachable(namespace: str, address: str, port: int) -> bool:

@@ -5,6 +5,7 @@ A sender's kernel hands the engine super-packets (UDP_SEGMENT); the engine joins
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 
@@ -12,7 +13,18 @@ import pytest
 import pytest_asyncio
 
 from .support import Namespaces
-from .traffic import SO_NO_CHECK, SOL_UDP, UDP_SEGMENT, datagrams, expect_datagrams, payload, udp_socket
+from .traffic import (
+    MIB,
+    SO_NO_CHECK,
+    SOL_UDP,
+    UDP_SEGMENT,
+    connection,
+    datagrams,
+    expect_datagrams,
+    payload,
+    transfer,
+    udp_socket,
+)
 from .world import SERVER, World, each, vpc_namespace, world
 
 ENVIRONMENTS = 3
@@ -81,6 +93,25 @@ async def test_datagrams_of_all_sizes_keep_their_order(lab: World) -> None:
         for start in range(0, len(sent), 400):
             await datagrams(client, server, sent[start : start + 400])
             await datagrams(server, client, sent[start : start + 400], to=back)
+    assert lab.engine.counters().drops == {}
+
+
+async def test_flood_from_one_environment_leaves_the_others_their_way(lab: World) -> None:
+    flooder, one, other = lab.environments
+
+    def flood() -> None:
+        for _ in range(150_000):
+            client.send(bytes(64))
+
+    with udp_socket(lab.vpc, SERVER) as sink, udp_socket(flooder.name, to=sink.getsockname()) as client:
+        client.setblocking(True)
+        flooding = asyncio.get_running_loop().run_in_executor(None, flood)
+        async with connection(one.name, lab.vpc, SERVER) as pair:
+            pinging = asyncio.create_task(other.run("ping", "-n", "-c", "20", "-i", "0.01", SERVER))
+            await transfer(pair.client, pair.server, 4 * MIB, seed=1)
+            await transfer(pair.server, pair.client, 4 * MIB, seed=2)
+        assert "20 received" in await pinging
+        await flooding
     assert lab.engine.counters().drops == {}
 
 

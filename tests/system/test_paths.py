@@ -18,17 +18,20 @@ import pytest_asyncio
 
 from hyperplane.model import FlowState, Reason
 
-from .sockets import call_in
+from .sockets import call_in, checksum_in_software
 from .support import Namespaces, eventually, ip
 from .traffic import (
     IP_MTU_DISCOVER,
     IP_PMTUDISC_DO,
     IP_PMTUDISC_INTERFACE,
     MIB,
+    SOL_UDP,
+    UDP_SEGMENT,
     at_end,
     connect_outcome,
     connection,
     datagrams,
+    expect_datagrams,
     mtu_of,
     payload,
     receive,
@@ -171,6 +174,31 @@ async def test_a_server_is_told_the_mtu_of_the_tunnel(io: str, way: Way, netns_f
             server.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_INTERFACE)  # no DF, whatever was learnt
             await datagrams(server, client, [payload(2, 1400)])
             assert lab.drops(lab.eni) == {Reason.FRAGMENTATION_NEEDED: 1}
+
+
+async def test_checksums_are_right_where_software_fills_them_in(io: str, netns_factory: Namespaces) -> None:
+    """Between kernels that trust each other a wrong partial checksum stays unseen: here one computes it, one checks it.
+
+    The other way the engine gets complete ones.
+    """
+    vpc, host, namespace = (netns_factory.make(label) for label in ("vpc", "host", "env"))
+    devices = netns_factory.connect(vpc, f"{NEAR}/24", host, f"{ROUTER}/24")
+    for where, device in zip((vpc, host), devices, strict=True):
+        checksum_in_software(where, device)
+    async with world(vpc, io=io) as lab:
+        one = await lab.attach(namespace)
+        async with connection(one.name, host, ROUTER) as pair:
+            await transfer(pair.client, pair.server, 4 * MIB, seed=9)
+            await transfer(pair.server, pair.client, 4 * MIB, seed=10)
+        sent = [payload(number, 1000) for number in range(40)]
+        with udp_socket(host, ROUTER) as server, udp_socket(one.name, to=server.getsockname()) as client:
+            await datagrams(client, server, sent)
+            (flow,) = (flow for flow in lab.engine.flows() if flow.protocol == "udp")
+            await datagrams(server, client, sent, to=(lab.address, flow.outside_port))
+            client.setsockopt(SOL_UDP, UDP_SEGMENT, 1000)
+            client.send(b"".join(sent))
+            await expect_datagrams(server, sent)
+        assert lab.engine.counters().drops == {}
 
 
 async def test_half_closed_connection_goes_on(lab: World, way: Way) -> None:

@@ -199,6 +199,17 @@ async def test_redis_pipelines_and_large_values(lab: World) -> None:
     await one.run("redis-benchmark", "-h", REDIS, "-c", "4", "-n", "200", "-d", str(256 << 10), "-q", "-t", "set,get")
 
 
+async def test_redis_with_a_connection_for_each_request(lab: World) -> None:
+    """Ten thousand short connections to one destination, each with a port of its own."""
+    environments, requests = lab.environments[:5], 1000
+    before = [lab.engine.counters(one.tunnel).flows_created for one in environments]
+    load = ("redis-benchmark", "-h", REDIS, "-c", "5", "-n", str(requests), "-k", "0", "-q", "-t", "ping_inline,set")
+    await each(one.run(*load) for one in environments)
+    for one, created in zip(environments, before, strict=True):
+        assert lab.engine.counters(one.tunnel).flows_created - created >= 2 * requests
+    assert lab.engine.counters().drops == {}
+
+
 async def test_one_gibibyte_arrives_as_it_was_sent(lab: World, vpc: Vpc) -> None:
     """In super-segments: the engine reads far fewer packets than there were on the wire."""
     one = lab.environments[0]

@@ -1,0 +1,5 @@
+"""`python -m hyperplane.cli`: the same as the command `hyperplane-nat`."""
+
+from hyperplane.cli.main import main
+
+main()
