@@ -101,15 +101,17 @@ test-sanitized: sanitized
 		UBSAN_OPTIONS=print_stacktrace=1:log_path=report $(CURDIR)/$(PYTEST) tests/unit tests/packet \
 		--ignore=tests/unit/test_c_units.py || { cat report.* 2>/dev/null; exit 1; }; }
 
+# A target writes its own first inputs (-seeds=); findings that were mended lie in tests/fuzz/corpus/.
 test-fuzz: need-test $(FUZZERS:%=build/fuzz/%)
 	@for fuzzer in $(FUZZERS); do \
 		echo "test: $$fuzzer for $(FUZZ_SECONDS) s"; \
-		corpus=build/fuzz/corpus/$$fuzzer; seeds=tests/fuzz/corpus/$$fuzzer; mkdir -p $$corpus; [ -d $$seeds ] || seeds=; \
+		corpus=build/fuzz/corpus/$$fuzzer; mended=tests/fuzz/corpus/$$fuzzer; [ -d $$mended ] || mended=; \
+		mkdir -p $$corpus && build/fuzz/$$fuzzer -seeds=$$corpus && \
 		build/fuzz/$$fuzzer -max_total_time=$(FUZZ_SECONDS) -timeout=10 -max_len=4096 -verbosity=0 -print_final_stats=1 \
-			-artifact_prefix=build/fuzz/ $$corpus $$seeds || exit 1; \
+			-artifact_prefix=build/fuzz/ $$corpus $$mended || exit 1; \
 	done
 
-build/fuzz/%: tests/fuzz/%.c $(C_SOURCES) $(C_HEADERS)
+build/fuzz/%: tests/fuzz/%.c $(wildcard tests/fuzz/*.h tests/unit/c/*.h) $(C_SOURCES) $(C_HEADERS)
 	@mkdir -p build/fuzz
 	@echo "build: compiling $@"
 	@clang -std=gnu11 -O1 -g -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \

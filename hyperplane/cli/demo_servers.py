@@ -5,6 +5,7 @@ Redis and PostgreSQL take part when they are installed: `start_*()` return how t
 
 from __future__ import annotations
 
+import os
 import pwd
 import signal
 import subprocess
@@ -93,7 +94,8 @@ def _works(job: Callable[[], str]) -> bool:
 def _postgres_program(name: str) -> str:
     """Debian keeps the server's programs out of PATH, a directory for each version."""
     versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: path.parts[-3].zfill(4))
-    return str(versions[-1]) if versions else find(name)
+    usable = [str(path) for path in versions if os.access(path, os.X_OK)]
+    return usable[-1] if usable else find(name)
 
 
 def _user(wanted: str) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
+from operator import add
 from types import TracebackType
 from typing import Any, Self, get_args
 
@@ -307,15 +309,17 @@ class Engine:
         with self._open():
             links: list[Link] = list(self._links.values()) if link is None else [self._known(link, (Eni, Tunnel))]
         block = ffi.new("hp_counters *")
-        total = Counters()
+        words = memoryview(ffi.buffer(block)).cast("B").cast("Q")  # all of it is 64-bit counts
+        total = [0] * len(words)
         for one in links:
             with self._open() as engine:
                 if self._links.get(one.number) is not one:
                     continue  # removed meanwhile
                 if lib.hp_link_counters(engine, one.number, block, self._error):
                     native.fail(self._error, one.name)
-            total += native.counters(block)
-        return total
+            total = list(map(add, total, words))
+        words[:] = memoryview(array("Q", total))
+        return native.counters(block)
 
     def status(self) -> Status:
         with self._open() as engine:

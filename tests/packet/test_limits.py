@@ -44,8 +44,8 @@ def test_any_capacity_is_used_to_the_last_flow(capacity: int) -> None:
 
 
 def test_a_full_table_finds_every_flow_while_others_come_and_go() -> None:
-    """Buckets of the indices overflow when the table is full: an end must hide no other flow, in either direction, and no
-    mapping."""
+    """Buckets of the indices overflow when the table is full: an end must hide no other flow, in either direction, and
+    no mapping."""
     capacity, random = 5000, Random(11)
     with Lab(max_flows=capacity) as lab:
         live: dict[int, int] = {}  # inside port -> outside port

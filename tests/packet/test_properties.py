@@ -163,7 +163,7 @@ def broken(draw: st.DrawFn) -> tuple[bytes, bytes]:
     return bytes(promise), bytes(packet)
 
 
-@settings(MANY, max_examples=600)
+@settings(MANY, max_examples=400)
 @given(packets=st.lists(st.tuples(st.booleans(), broken()), min_size=1, max_size=5))
 def test_whatever_comes_has_one_verdict_and_is_counted(packets: list[tuple[bool, tuple[bytes, bytes]]]) -> None:
     """No packet crashes the engine, leaves it without a reason, or leaves larger than it came; under ASan none is read
@@ -306,4 +306,4 @@ class FlowTable(RuleBasedStateMachine):
 
 
 TestFlowTable = FlowTable.TestCase
-TestFlowTable.settings = settings(MANY, max_examples=60, stateful_step_count=60)
+TestFlowTable.settings = settings(MANY, max_examples=120, stateful_step_count=60)

@@ -2,7 +2,8 @@
 
 A server lives in a temporary directory, listens on one address (its namespace must have it), serves when its function
 has returned, and is ended by its process id. One that dies early fails the test with the last lines of its log. Should
-the test run itself be killed, the kernel ends the servers (PR_SET_PDEATHSIG).
+the test run itself be killed, the kernel ends the servers (PR_SET_PDEATHSIG), but for dnsmasq, which lays that off with
+its privileges: the next run finds it in a namespace of this one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from .support import wait_until
 
 POSTGRESQL, REDIS, NGINX, DNSMASQ = "198.19.0.10", "198.19.0.11", "198.19.0.12", "198.19.0.13"
 UNPRIVILEGED = "nobody"  # PostgreSQL refuses to run as root
+DIRECTORY = "hyperplane-servers-"
 START_SECONDS, STOP_SECONDS = 30.0, 15.0
 
 
@@ -29,8 +32,6 @@ START_SECONDS, STOP_SECONDS = 30.0, 15.0
 class Server:
     """A running server. log: what it wrote; access: nginx's list of requests."""
 
-    address: str
-    port: int
     directory: Path
     process: subprocess.Popen[bytes]
 
@@ -50,6 +51,20 @@ def program(name: str) -> str:
     found = shutil.which(name, path=path)
     assert found, f"{name} is not installed: tools/bootstrap.sh test"
     return found
+
+
+@contextmanager
+def server_directory() -> Iterator[Path]:
+    """A temporary directory that servers of any user can reach; those of test runs that were killed go as well."""
+    for old in Path(tempfile.gettempdir()).glob(f"{DIRECTORY}*"):
+        if not Path("/proc", old.name.removeprefix(DIRECTORY).partition("-")[0]).exists():
+            shutil.rmtree(old)
+    directory = Path(tempfile.mkdtemp(prefix=f"{DIRECTORY}{os.getpid()}-"))
+    try:
+        directory.chmod(0o755)
+        yield directory
+    finally:
+        shutil.rmtree(directory)
 
 
 def in_namespace(namespace: str, command: Sequence[str], *, end: str = "KILL", user: str = "") -> list[str]:
@@ -83,7 +98,7 @@ def running(
         process = subprocess.Popen(
             words, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
-    server = Server(address, port, directory, process)
+    server = Server(directory, process)
     try:
         wait_until(lambda: ended(server) or reachable(namespace, address, port), START_SECONDS, f"{command[0]} listens")
         yield server
@@ -146,9 +161,8 @@ def postgresql(namespace: str, cluster: Path, address: str = POSTGRESQL) -> Iter
     command = ["postgres", "-D", str(cluster), "-p", "5432"]
     for name, value in settings.items():
         command += ["-c", f"{name}={value}"]
-    with running(
-        namespace, command, cluster, address, 5432, end=signal.SIGINT, user=UNPRIVILEGED
-    ) as server:  # SIGINT: without waiting for clients
+    # SIGINT ends it without waiting for clients.
+    with running(namespace, command, cluster, address, 5432, end=signal.SIGINT, user=UNPRIVILEGED) as server:
         ready = in_namespace(namespace, ["pg_isready", "-q", "-h", address, "-p", "5432"])
         wait_until(lambda: ended(server) or not subprocess.run(ready).returncode, START_SECONDS, "PostgreSQL is ready")
         yield server
@@ -209,7 +223,7 @@ def nginx(namespace: str, directory: Path, root: Path, address: str = NGINX) -> 
 
 @contextmanager
 def dnsmasq(namespace: str, directory: Path, records: Sequence[str], address: str = DNSMASQ) -> Iterator[Server]:
-    """On port 53, UDP and TCP; records are its options --host-record=..., --txt-record=... It asks nobody else.
+    """On port 53, UDP and TCP; records are its options --address=..., --txt-record=... It asks nobody else.
 
     Its log names address and port of every client.
     """

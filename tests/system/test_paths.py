@@ -144,7 +144,7 @@ async def test_tcp_discovers_the_path_mtu(lab: World, way: Way) -> None:
 async def test_mss_is_clamped_to_the_mtu_of_the_eni(io: str, way: Way, netns_factory: Namespaces) -> None:
     """Both kernels believe in 1500 bytes all the way; neither sends more than fits, so nobody has to discover it."""
     before = way.refused_for_size()
-    async with world(way.vpc, io=io, eni_options={"mtu": FAR_MTU}) as lab:
+    async with world(way.vpc, io=io, mtu=FAR_MTU) as lab:
         one = await lab.attach(netns_factory.make("env"))
         async with connection(one.name, way.router, ROUTER) as pair:
             assert mtu_of(pair.client) == mtu_of(pair.server) == 1500
@@ -174,6 +174,35 @@ async def test_a_server_is_told_the_mtu_of_the_tunnel(io: str, way: Way, netns_f
             server.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_INTERFACE)  # no DF, whatever was learnt
             await datagrams(server, client, [payload(2, 1400)])
             assert lab.drops(lab.eni) == {Reason.FRAGMENTATION_NEEDED: 1}
+
+
+@pytest.mark.parametrize("segments", [1, 40], ids=["single", "super-packet"])
+async def test_an_environment_is_told_the_mtu_of_the_eni(
+    io: str, way: Way, netns_factory: Namespaces, segments: int
+) -> None:
+    async with world(way.vpc, io=io, mtu=FAR_MTU) as lab:
+        one = await lab.attach(netns_factory.make("env"))
+        with udp_socket(way.router, ROUTER) as server, udp_socket(one.name, to=server.getsockname()) as client:
+            client.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+            client.setsockopt(SOL_UDP, UDP_SEGMENT, 1400)
+            client.send(bytes(1400 * segments))
+            assert await receive_error(client) == "EMSGSIZE"
+            assert mtu_of(client) == FAR_MTU
+            client.setsockopt(SOL_UDP, UDP_SEGMENT, 0)
+            await datagrams(client, server, [payload(1, FAR_MTU - 28)])
+        assert lab.drops(one.tunnel) == {Reason.FRAGMENTATION_NEEDED: 1}
+
+
+async def test_error_from_inside_reaches_the_server(lab: World, way: Way) -> None:
+    """RFC 5508 REQ-5: the environment's kernel says that nobody listens there any more."""
+    with udp_socket(way.router, ROUTER) as server:
+        with udp_socket(lab.environments[0].name, to=server.getsockname()) as client:
+            await datagrams(client, server, [b"hello"])
+        (flow,) = lab.engine.flows()
+        server.connect((lab.address, flow.outside_port))
+        server.send(b"too late")
+        assert await receive_error(server) == "ECONNREFUSED"
+    assert lab.engine.counters().drops == {}
 
 
 async def test_checksums_are_right_where_software_fills_them_in(io: str, netns_factory: Namespaces) -> None:

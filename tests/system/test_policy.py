@@ -35,7 +35,7 @@ SHORT, LONG = 0.3, 30.0  # seconds: to see that nothing comes; that suffice in a
 @pytest_asyncio.fixture
 async def lab(io: str, netns_factory: Namespaces) -> AsyncIterator[World]:
     """Two environments; one TCP and one UDP port is allowed, and ping to SERVER."""
-    async with world(vpc_namespace(netns_factory), io=io, eni_options={"security_groups": WEB}) as made:
+    async with world(vpc_namespace(netns_factory), io=io, security_groups=WEB) as made:
         await each(made.attach(netns_factory.make("env")) for _ in range(2))
         yield made
 

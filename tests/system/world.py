@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import socket
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -17,7 +16,6 @@ from hyperplane.dataplane import Engine, Eni, SecurityGroup, Tunnel
 from hyperplane.model import Flow, Reason
 
 from .servers import in_namespace
-from .sockets import socket_in
 from .support import Namespaces, ip
 
 INSIDE = "198.18.0.2"
@@ -38,11 +36,8 @@ class Environment:
     def tunnel(self) -> Tunnel:
         return self.attachment.tunnel
 
-    async def run(self, *command: str, seconds: float = 60.0, status: int | None = 0) -> str:
+    async def run(self, *command: str, seconds: float = 60.0, status: int = 0) -> str:
         return await run(self.name, *command, seconds=seconds, status=status)
-
-    def socket(self, kind: int = socket.SOCK_STREAM) -> socket.socket:
-        return socket_in(self.name, kind)
 
 
 @dataclass(eq=False)
@@ -90,19 +85,17 @@ def vpc_namespace(namespaces: Namespaces) -> str:
 
 
 @asynccontextmanager
-async def world(
-    vpc: str, *, io: str, eni_options: dict[str, Any] | None = None, **options: Any
-) -> AsyncIterator[World]:
+async def world(vpc: str, *, io: str, **eni_options: Any) -> AsyncIterator[World]:
     """A started engine with one ENI in namespace vpc that allows everything unless eni_options say otherwise."""
-    async with Attachments(io=io, **options) as attachments:
-        chosen: dict[str, Any] = {"addresses": next(_addresses), "security_groups": ALL, **(eni_options or {})}
+    async with Attachments(io=io) as attachments:
+        chosen: dict[str, Any] = {"addresses": next(_addresses), "security_groups": ALL, **eni_options}
         eni = await attachments.open_eni(vpc=vpc, **chosen)
         assert attachments.engine.status().io == io
         yield World(vpc, attachments, eni)
 
 
-async def run(namespace: str, *command: str, seconds: float = 60.0, status: int | None = 0) -> str:
-    """Runs a program in a namespace; gives its output, errors included. It must end with status (None: any) in time."""
+async def run(namespace: str, *command: str, seconds: float = 60.0, status: int = 0) -> str:
+    """Runs a program in a namespace; gives its output, errors included. It must end in time, and with status."""
     process = await asyncio.create_subprocess_exec(
         *in_namespace(namespace, command),
         stdin=asyncio.subprocess.DEVNULL,
@@ -117,7 +110,7 @@ async def run(namespace: str, *command: str, seconds: float = 60.0, status: int 
     finally:
         await end(process)
     words = f"{namespace}: {' '.join(command)}"
-    assert status is None or process.returncode == status, f"{words}: status {process.returncode}\n{output[-2000:]}"
+    assert process.returncode == status, f"{words}: status {process.returncode}\n{output[-2000:]}"
     return output
 
 
