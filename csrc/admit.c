@@ -20,7 +20,8 @@ static bool valid_destination(const hp_worker *worker, const hp_link *eni, uint3
   return true;
 }
 
-hp_reason hp_admission(const hp_worker *worker, const hp_packet *packet, const hp_item *item) {
+/* Whether a packet from inside may open a flow, and else why not. */
+static hp_reason admission(const hp_worker *worker, const hp_packet *packet, const hp_item *item) {
   const hp_engine *engine = worker->engine;
   const hp_link *tunnel = &engine->links[packet->link], *eni = &engine->links[tunnel->eni];
   const hp_link_local *local = &engine->local[tunnel->eni];
@@ -94,7 +95,7 @@ static bool reclaim(hp_worker *worker, uint32_t address, hp_key *key) {
     const hp_flow *flow = &worker->flows.flows[number];
     uint8_t state = hp_flow_state(flow);
     bool over = state == HP_STATE_CLOSING || state == HP_STATE_RESET;
-    if (over && (uint32_t)worker->now - hp_flow_refreshed(flow) >= RECLAIM_AGE) {
+    if (over && (uint32_t)worker->now - hp_flow_refreshed(flow, worker->now) >= RECLAIM_AGE) {
       hp_flow_end(worker, number);
       return true;
     }
@@ -147,9 +148,34 @@ static void fill_flow(const hp_worker *worker, hp_flow *flow, const hp_item *ite
   memcpy(&flow->half[HP_INSIDE], &outward, offsetof(hp_half, sequence));
 }
 
-static hp_reason create(hp_worker *worker, const hp_packet *packet, const hp_item *item, uint32_t *number) {
+/* Makes the taken flow one that its packets find. */
+static hp_reason open_flow(hp_worker *worker, const hp_packet *packet, const hp_item *item, uint32_t number,
+                           const hp_key *outside, uint32_t mapping) {
   hp_link *links = worker->engine->links;
   hp_link *tunnel = &links[packet->link], *eni = &links[tunnel->eni];
+  hp_flow *flow = &worker->flows.flows[number];
+  fill_flow(worker, flow, item, outside, packet->link, mapping);
+  if (mapping != HP_NONE)
+    hp_mapping_hold(&worker->mappings, mapping);
+  if (!hp_flow_publish(&worker->flows, number, worker->now, hp_flow_timeout(links, flow))) {
+    hp_mapping ended;
+    if (mapping != HP_NONE && hp_mapping_drop(&worker->mappings, mapping, &ended))
+      hp_port_give(&worker->ports, ended.address, kind_of(&item->headers), ended.outside_port, worker->now);
+    hp_port_ended(&worker->ports, &worker->flows, outside);
+    return HP_FLOW_TABLE_FULL;
+  }
+  if (item->headers.protocol == HP_TCP)
+    hp_tcp_open(flow, packet->data, &item->headers);
+  tunnel->flows++;
+  tunnel->flows_created++;
+  eni->flows++;
+  eni->flows_created++;
+  return HP_REASON_NONE;
+}
+
+static hp_reason create(hp_worker *worker, const hp_packet *packet, const hp_item *item, uint32_t *number) {
+  const hp_link *links = worker->engine->links;
+  const hp_link *tunnel = &links[packet->link], *eni = &links[tunnel->eni];
   const hp_headers *h = &item->headers;
   if (tunnel->max_flows && tunnel->flows >= tunnel->max_flows)
     return HP_FLOW_QUOTA;
@@ -165,28 +191,27 @@ static hp_reason create(hp_worker *worker, const hp_packet *packet, const hp_ite
       return HP_PORTS_EXHAUSTED;
     }
   }
-  hp_flow *flow = &worker->flows.flows[*number];
-  fill_flow(worker, flow, item, &outside, packet->link, mapping);
-  if (mapping != HP_NONE)
-    hp_mapping_hold(&worker->mappings, mapping);
-  if (!hp_flow_publish(&worker->flows, *number, worker->now, hp_flow_timeout(links, flow))) {
-    hp_mapping ended;
-    if (mapping != HP_NONE && hp_mapping_drop(&worker->mappings, mapping, &ended))
-      hp_port_give(&worker->ports, ended.address, kind_of(h), ended.outside_port, worker->now);
-    hp_port_ended(&worker->ports, &worker->flows, &outside);
-    return HP_FLOW_TABLE_FULL;
+  return open_flow(worker, packet, item, *number, &outside, mapping);
+}
+
+uint32_t hp_reopen(hp_worker *worker, hp_packet *packet, const hp_item *item, uint32_t number) {
+  hp_reason reason = admission(worker, packet, item);
+  if (reason == HP_REASON_NONE) {
+    const hp_key outside = worker->flows.flows[number].half[HP_OUTSIDE].key;
+    hp_flow_end(worker, number);
+    number = hp_flow_take(&worker->flows); /* there is one: the one just given back */
+    reason = open_flow(worker, packet, item, number, &outside, HP_NONE);
   }
-  tunnel->flows++;
-  tunnel->flows_created++;
-  eni->flows++;
-  eni->flows_created++;
-  return HP_REASON_NONE;
+  if (reason == HP_REASON_NONE)
+    return number;
+  hp_refuse_packet(worker, packet, &item->headers, reason);
+  return HP_NONE;
 }
 
 uint32_t hp_admit(hp_worker *worker, hp_packet *packet, const hp_item *item) {
   const hp_headers *h = &item->headers;
   uint32_t number = HP_NONE;
-  hp_reason reason = hp_admission(worker, packet, item);
+  hp_reason reason = admission(worker, packet, item);
   if (reason == HP_SPOOFED_SOURCE || reason == HP_INVALID_DESTINATION) {
     hp_drop_packet(worker, packet, h, reason);
     return HP_NONE;
@@ -201,7 +226,5 @@ uint32_t hp_admit(hp_worker *worker, hp_packet *packet, const hp_item *item) {
     hp_refuse_packet(worker, packet, h, reason);
     return HP_NONE;
   }
-  if (h->protocol == HP_TCP)
-    hp_tcp_open(&worker->flows.flows[number], packet->data, h);
   return number;
 }

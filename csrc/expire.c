@@ -31,11 +31,12 @@ uint32_t hp_flow_timeout(const hp_link *links, const hp_flow *flow) {
   }
 }
 
-uint32_t hp_flow_refreshed(const hp_flow *flow) {
+uint32_t hp_flow_refreshed(const hp_flow *flow, uint64_t now) {
   uint32_t inside = flow->half[HP_INSIDE].last_seen, outside = flow->half[HP_OUTSIDE].last_seen;
   if ((uint8_t)flow->half[HP_INSIDE].key.link == HP_UDP)
     return inside; /* RFC 4787 REQ-6: an outsider cannot keep a mapping alive */
-  return (int32_t)(outside - inside) > 0 ? outside : inside;
+  /* By age: one side may have been silent for so long that it seems to lie ahead of the other. */
+  return (uint32_t)now - outside < (uint32_t)now - inside ? outside : inside;
 }
 
 void hp_flow_end(hp_worker *worker, uint32_t number) {
@@ -57,15 +58,23 @@ void hp_flow_end(hp_worker *worker, uint32_t number) {
   eni->flows_ended++;
 }
 
+/* 32 bits of ms reach back for 49 days. A side that has been silent for longer would look new: it is moved up. */
+static void keep_in_reach(hp_half *half, uint64_t now) {
+  if ((uint32_t)now - half->last_seen > LONGEST_TIMER)
+    half->last_seen = (uint32_t)now - LONGEST_TIMER;
+}
+
 /* Whether a flow that is due has really ended; sets its next deadline when not. */
 static bool is_over(hp_worker *worker, uint32_t number) {
   const hp_link *links = worker->engine->links;
-  const hp_flow *flow = &worker->flows.flows[number];
+  hp_flow *flow = &worker->flows.flows[number];
   if (!hp_flow_live(flow))
     return false;
   if (links[flow->half[HP_INSIDE].out_link].draining || links[flow->half[HP_OUTSIDE].out_link].draining)
     return true;
-  uint32_t deadline = hp_flow_refreshed(flow) + hp_flow_timeout(links, flow);
+  keep_in_reach(&flow->half[HP_INSIDE], worker->now);
+  keep_in_reach(&flow->half[HP_OUTSIDE], worker->now);
+  uint32_t deadline = hp_flow_refreshed(flow, worker->now) + hp_flow_timeout(links, flow);
   worker->flows.cold[number].deadline = deadline;
   return (int32_t)((uint32_t)worker->now - deadline) >= 0;
 }

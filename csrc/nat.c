@@ -157,29 +157,22 @@ static void rewrite(hp_packet *packet, const hp_item *item, const hp_half *half)
   clean_vnet(packet->data, h);
 }
 
-/* TCP beyond the steady path; false: the packet is dropped. */
-static bool track(hp_worker *worker, hp_packet *packet, const hp_item *item, uint32_t number) {
+/* TCP beyond the steady path: the flow to go on with, HP_NONE when the packet is dropped. */
+static uint32_t track(hp_worker *worker, hp_packet *packet, const hp_item *item, uint32_t number) {
   hp_flow *flow = &worker->flows.flows[number];
   switch (hp_tcp_track(flow, item->side, packet->data, &item->headers)) {
   case HP_TCP_PASS:
-    return true;
+    return number;
   case HP_TCP_REFUSE:
     hp_drop_packet(worker, packet, &item->headers, HP_NO_FLOW);
-    return false;
-  case HP_TCP_REOPEN: {
-    hp_reason reason = hp_admission(worker, packet, item);
-    if (reason != HP_REASON_NONE) {
-      hp_refuse_packet(worker, packet, &item->headers, reason);
-      return false;
-    }
-    hp_tcp_open(flow, packet->data, &item->headers);
-    break;
-  }
+    return HP_NONE;
+  case HP_TCP_REOPEN:
+    return hp_reopen(worker, packet, item, number);
   case HP_TCP_CHANGED:
     break;
   }
   worker->flows.cold[number].deadline = (uint32_t)worker->now + hp_flow_timeout(worker->engine->links, flow);
-  return true;
+  return number;
 }
 
 static void clamp(hp_worker *worker, hp_packet *packet, const hp_item *item, const hp_link *out) {
@@ -196,9 +189,12 @@ static void forward(hp_worker *worker, hp_packet *packet, const hp_item *item, u
   if (!hp_nat_may_leave(worker, packet, item, out))
     return;
   if (h->protocol == HP_TCP) {
-    if (h->tcp_flags & (HP_SYN | HP_FIN | HP_RST) || half->flags & HP_ATTENTION)
-      if (!track(worker, packet, item, number))
+    if (h->tcp_flags & (HP_SYN | HP_FIN | HP_RST) || half->flags & HP_ATTENTION) {
+      number = track(worker, packet, item, number);
+      if (number == HP_NONE)
         return;
+      half = &worker->flows.flows[number].half[item->side];
+    }
     hp_tcp_acknowledged(half, packet->data + HP_VNET_HEADER + h->header, h->tcp_flags);
     if (h->tcp_flags & HP_SYN)
       clamp(worker, packet, item, out);

@@ -23,8 +23,9 @@ void hp_nat_hop(uint8_t *ip, uint16_t delta);
 /* ---- admit.c ---- */
 /* The new flow of a packet from inside, or HP_NONE: then it is dropped and the sender told. */
 uint32_t hp_admit(hp_worker *worker, hp_packet *packet, const hp_item *item);
-/* Whether a packet from inside may open a flow, and else why not. */
-hp_reason hp_admission(const hp_worker *worker, const hp_packet *packet, const hp_item *item);
+/* A SYN over a flow that is closing or reset: ends that and makes a new one with the same ports (RFC 6191),
+ * or HP_NONE: then it is dropped and the sender told. */
+uint32_t hp_reopen(hp_worker *worker, hp_packet *packet, const hp_item *item, uint32_t number);
 
 /* ---- refuse.c ---- */
 /* Counts the drop and writes its record. */
@@ -45,7 +46,7 @@ void hp_flow_end(hp_worker *worker, uint32_t number);
 /* How long a flow in its present state may be idle, ms. */
 uint32_t hp_flow_timeout(const hp_link *links, const hp_flow *flow);
 /* When a flow was last refreshed, low 32 bits of ms. */
-uint32_t hp_flow_refreshed(const hp_flow *flow);
+uint32_t hp_flow_refreshed(const hp_flow *flow, uint64_t now);
 /* Looks at `budget` flow numbers at most, one pass at most; ends those that are idle or whose link is
  * gone. Returns how many ended. */
 uint32_t hp_expire(hp_worker *worker, uint32_t budget);

@@ -43,12 +43,12 @@ static bool lease(hp_ports *ports, hp_address *address) {
   if (free_slices == 0)
     return false;
   uint32_t skip = hp_random_below(&ports->random, free_slices);
-  for (uint8_t slice = 0; slice < HP_SLICES; slice++) {
+  for (uint32_t slice = 0; slice < HP_SLICES; slice++) {
     if (address->owner[slice])
       continue;
     if (skip-- == 0) {
       address->owner[slice] = OWNER;
-      address->slices[address->leased++] = slice;
+      address->slices[address->leased++] = (uint8_t)slice;
       return true;
     }
   }
@@ -229,7 +229,7 @@ static uint16_t choose_linear(hp_ports *ports, uint32_t number, const hp_flow_ta
   }
   if (!lease(ports, address))
     return 0;
-  port = HP_PORT_FIRST + address->slices[address->leased - 1] * HP_SLICE_PORTS;
+  port = address->slices[address->leased - 1] * (uint32_t)HP_SLICE_PORTS + HP_PORT_FIRST;
   port += hp_random_below(&ports->random, HP_SLICE_PORTS);
   return port_free(flows, key, (uint16_t)port) ? (uint16_t)port : 0;
 }

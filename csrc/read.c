@@ -51,7 +51,7 @@ static void describe(const hp_engine *engine, uint32_t number, const hp_flow *fl
                          .bytes_in = outside->bytes,
                          .started = cold->started,
                          .last_seen = seen_inside > seen_outside ? seen_inside : seen_outside,
-                         .expires = widen(now, hp_flow_refreshed(flow)) + hp_flow_timeout(engine->links, flow),
+                         .expires = widen(now, hp_flow_refreshed(flow, now)) + hp_flow_timeout(engine->links, flow),
                          .tunnel = outside->out_link,
                          .eni = inside->out_link,
                          .inside = inside->key.source,
@@ -64,13 +64,19 @@ static void describe(const hp_engine *engine, uint32_t number, const hp_flow *fl
                          .state = hp_flow_state(flow)};
 }
 
+/* A removed link's flows are over, though the sweep has yet to take them out. */
+static bool is_draining(const hp_engine *engine, const hp_flow *flow) {
+  return engine->links[flow->half[HP_INSIDE].out_link].draining ||
+         engine->links[flow->half[HP_OUTSIDE].out_link].draining;
+}
+
 uint32_t hp_flows(hp_engine *engine, uint32_t *cursor, hp_flow_info *flows, uint32_t room) {
   const hp_flow_table *table = &engine->worker.flows;
   uint32_t used = __atomic_load_n(&table->control->used, __ATOMIC_ACQUIRE), count = 0;
   for (; *cursor < used && count < room; ++*cursor) {
     hp_flow flow;
     hp_flow_cold cold;
-    if (hp_flow_read(table, *cursor, &flow, &cold))
+    if (hp_flow_read(table, *cursor, &flow, &cold) && !is_draining(engine, &flow))
       describe(engine, *cursor, &flow, &cold, &flows[count++]);
   }
   return count;

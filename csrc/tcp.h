@@ -21,13 +21,13 @@
 typedef enum hp_tcp_verdict {
   HP_TCP_PASS,    /* forward */
   HP_TCP_CHANGED, /* forward; the state may have a shorter timer now */
-  HP_TCP_REOPEN,  /* a new connection over an ended one: ask admission again */
+  HP_TCP_REOPEN,  /* a new connection over an ended one: a new flow */
   HP_TCP_REFUSE   /* from outside, a SYN for an ended flow: there is no way in */
 } hp_tcp_verdict;
 
 /* A segment with SYN, FIN or RST, or any segment of a half marked HP_ATTENTION. */
 hp_tcp_verdict hp_tcp_track(hp_flow *flow, int side, const uint8_t *data, const hp_headers *headers);
-/* Forgets both directions, for HP_TCP_REOPEN and for a new flow; then notes the SYN. */
+/* A new flow's beginning: nothing seen but this SYN. */
 void hp_tcp_open(hp_flow *flow, const uint8_t *data, const hp_headers *headers);
 /* HP_STATE_* of any flow. */
 uint8_t hp_flow_state(const hp_flow *flow);

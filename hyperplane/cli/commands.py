@@ -124,9 +124,10 @@ def nat(*, as_json: bool, no_color: bool, **values: Any) -> int:
     gone; 1 failed; 2 wrong usage; 128+N ended by signal N before it was ready.
     """
     from hyperplane.cli import nat as verb
-    from hyperplane.cli import render
+    from hyperplane.cli.lines import JsonOutput
+    from hyperplane.cli.render import TextOutput, console
 
-    return verb.run(verb.Plan(**values), render.output(as_json=as_json, color=not no_color))
+    return verb.run(verb.Plan(**values), JsonOutput() if as_json else TextOutput(console(color=not no_color)))
 
 
 @group.command(short_help="See it work: environments, a VPC and real servers, all made for it and removed again.")
@@ -144,6 +145,6 @@ def demo(*, environments: int, as_json: bool, no_color: bool) -> int:
     on Ctrl-C.
     """
     from hyperplane.cli import demo as verb
-    from hyperplane.cli import render
+    from hyperplane.cli.render import console
 
-    return verb.run(environments, render.console(color=not no_color), as_json=as_json)
+    return verb.run(environments, console(color=not no_color), as_json=as_json)

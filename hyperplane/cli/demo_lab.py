@@ -22,7 +22,8 @@ from hyperplane.errors import DeviceError, HyperplaneError, PermissionMissing
 from hyperplane.linux.namespaces import NETNS_RUN_DIR, NamespaceThreads, open_namespace
 
 PREFIX: Final = "hpdemo-"
-OURS: Final = re.compile(rf"{PREFIX}\w+-(\d+)")
+# A namespace's name (label, number of the process) or a temporary directory's (number, something random).
+OURS: Final = re.compile(rf"{PREFIX}(?:[a-z]+\d*-(?P<pid>\d+)$|(?P<owner>\d+)-)")
 STATUS = "/proc/self/status"
 SYSTEM_PATH: Final = "/usr/local/sbin:/usr/sbin:/sbin"  # not in everybody's PATH, but `ip` and `nft` are there
 DEADLINE: Final = 20.0  # seconds, for what takes a moment
@@ -84,12 +85,16 @@ class Lab:
             self.command([self.ip, "netns", "del", name])
 
     def remove_left_over(self) -> None:
-        """Namespaces of demos that were killed: nobody else will remove them."""
-        names = os.listdir(NETNS_RUN_DIR) if os.path.isdir(NETNS_RUN_DIR) else []
-        for name in names:
-            match = OURS.fullmatch(name)
-            if match and not os.path.exists(f"/proc/{match[1]}"):
-                self._remove_namespace(name)
+        """What demos that were killed have left: nobody else will remove it."""
+        for directory in (NETNS_RUN_DIR, tempfile.gettempdir()):
+            for name in os.listdir(directory) if os.path.isdir(directory) else ():
+                match = OURS.match(name)
+                if not match or os.path.exists(f"/proc/{match['pid'] or match['owner']}"):
+                    continue
+                if directory == NETNS_RUN_DIR:
+                    self._remove_namespace(name)
+                else:
+                    shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
 
     def inside(self, label: str, job: Callable[[], Any]) -> Any:
         """Runs job in a thread that is in the namespace, as are the processes that it starts."""
@@ -151,7 +156,7 @@ class Lab:
 
     def directory(self, owner: str) -> Path:
         """A temporary directory that belongs to a user."""
-        path = Path(tempfile.mkdtemp(prefix=PREFIX))
+        path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         self._undo.callback(shutil.rmtree, path, ignore_errors=True)
         shutil.chown(path, owner)
         return path

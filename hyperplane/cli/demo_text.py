@@ -13,17 +13,8 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from hyperplane.cli.render import (
-    Attached,
-    attached_fields,
-    duration,
-    flow_fields,
-    flow_table,
-    milliseconds,
-    packet_text,
-    plain_table,
-    write_json,
-)
+from hyperplane.cli.lines import attached_fields, flow_fields, write_json
+from hyperplane.cli.render import Attached, duration, flow_table, milliseconds, packet_text, plain_table
 from hyperplane.model import Drop, Flow
 
 MOST_FLOWS = 12
@@ -156,8 +147,10 @@ class TextTeller:
 
     def done(self, seconds: float) -> None:
         self._say(f"\nEverything is removed again; {duration(seconds)} in all. [bold]Go on:[/]")
-        for command, why in _next():
-            self._say(f"   [bold]{command:<32}[/]{why}")
+        commands = _next()
+        width = max(len(command) for command, _ in commands)
+        for command, why in commands:
+            self._say(f"   [bold]{command:<{width}}[/]   {why}")
 
     def _attempt(self, attempt: Attempt, how: str) -> None:
         self._say(f"   {attempt.origin} → {attempt.address}:{attempt.port}: [red]{attempt.outcome}[/]{how}")

@@ -18,6 +18,7 @@ from hyperplane.cli import loop, signals
 from hyperplane.cli.render import Attached, Changes, Output, Ready, Snapshot, reader_is_gone
 from hyperplane.dataplane import Eni, now
 from hyperplane.errors import EngineError, HyperplaneError, InvalidValue
+from hyperplane.linux.namespaces import open_namespace
 from hyperplane.model import Counters, Flow, Io, Rule, SecurityGroup, Timers
 
 EVERYTHING: Final = Rule("all")
@@ -71,6 +72,12 @@ def _check(plan: Plan) -> None:
                 message = f"two environments have the {what} {environment[place]}"
                 raise InvalidValue(message, resource=environment[place], remedy=remedy)
             seen.add(environment[place])
+    ours = os.stat("/proc/self/ns/net")
+    for namespace, _ in plan.environments:
+        with open_namespace(namespace) as found:
+            if found.key == (ours.st_dev, ours.st_ino):
+                message = f"environment {namespace} is this program's own namespace, whose routes it would take over"
+                raise InvalidValue(message, resource=namespace, remedy="give a network namespace apart from it")
 
 
 class Session:

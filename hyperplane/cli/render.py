@@ -1,7 +1,4 @@
-"""What the verbs print: tables and lines for people (TextOutput), one JSON object per line for programs (JsonOutput).
-
-Field names and event names of the JSON are listed in docs/cli.md and do not change their meaning.
-"""
+"""What people read: words, tables, and what the verb `nat` prints (TextOutput). lines.py is the same for programs."""
 
 from __future__ import annotations
 
@@ -15,7 +12,6 @@ from datetime import UTC, datetime
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any, Protocol
 
-import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -105,10 +101,6 @@ def reader_is_gone() -> bool:
     return any(event & (select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0))
 
 
-def output(*, as_json: bool, color: bool) -> Output:
-    return JsonOutput() if as_json else TextOutput(console(color=color))
-
-
 # Words
 
 
@@ -169,7 +161,9 @@ def drops_text(drops: Mapping[str, int]) -> str:
     total = sum(drops.values())
     if not total:
         return "0"
-    each = ", ".join(f"{reason} {count:,}" for reason, count in sorted(drops.items(), key=lambda one: -one[1]))
+    each = ", ".join(
+        f"{reason} {count:,}" for reason, count in sorted(drops.items(), key=lambda one: (-one[1], one[0]))
+    )
     return f"{total:,} ({each})"
 
 
@@ -317,130 +311,3 @@ class TextOutput:
     @staticmethod
     def _now(snapshot: Snapshot) -> str:
         return f"{wall_time(snapshot.now, snapshot.now).astimezone():%H:%M:%S}"
-
-
-class JsonOutput:
-    """One JSON object per line, each with "time" and "event", written at once."""
-
-    def ready(self, ready: Ready) -> None:
-        for one in ready.attached:
-            self._write("attached", attached_fields(one))
-        fields = {
-            "vpc": ready.vpc,
-            "eni": ready.eni,
-            "eni_addresses": [str(address) for address in ready.eni_addresses],
-            "allow": [str(rule) for rule in ready.rules] or ["all"],
-            "io": ready.io,
-            "max_flows": ready.max_flows,
-            "mtu": ready.mtu,
-            "environments": len(ready.attached),
-            "pid": ready.pid,
-        }
-        self._write("ready", fields)
-
-    def detached(self, environment: str, reason: str, left: int) -> None:
-        self._write("detached", {"environment": environment, "reason": reason, "environments": left})
-
-    def snapshot(self, snapshot: Snapshot) -> None:
-        for flow in snapshot.flows:
-            self._write("flow", flow_fields(flow, snapshot.now))
-        self._drops(snapshot)
-        self._write("counters", counters_fields(snapshot))
-
-    def changes(self, changes: Changes) -> None:
-        snapshot = changes.snapshot
-        for flow in changes.started:
-            self._write("flow_started", flow_fields(flow, snapshot.now))
-        for flow in changes.ended:
-            self._write("flow_ended", flow_fields(flow, snapshot.now))
-        self._drops(snapshot)
-        self._write("counters", counters_fields(snapshot))
-
-    def ending(self, reason: str, counters: Counters) -> None:
-        self._write("ended", {"reason": reason, "flows_created": counters.flows_created, "drops": counters.drops})
-
-    def close(self) -> None:
-        pass
-
-    def _drops(self, snapshot: Snapshot) -> None:
-        for drop in snapshot.drops:
-            self._write("drop", drop_fields(drop, snapshot.now))
-
-    @staticmethod
-    def _write(event: str, fields: Mapping[str, Any]) -> None:
-        write_json(event, fields)
-
-
-# JSON
-
-
-def write_json(event: str, fields: Mapping[str, Any]) -> None:
-    """One line on standard output, with the present time unless fields have one."""
-    line = msgspec.json.encode({"time": iso(datetime.now(UTC)), "event": event, **fields})
-    print(line.decode(), flush=True)
-
-
-def iso(moment: datetime) -> str:
-    """RFC 3339, milliseconds, UTC."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03}Z"
-
-
-def attached_fields(one: Attached) -> dict[str, Any]:
-    return {
-        "environment": one.environment,
-        "namespace": one.namespace,
-        "device": one.device,
-        "inside_address": str(one.inside_address),
-        "seconds": round(one.seconds, 6),
-    }
-
-
-def flow_fields(flow: Flow, now: int) -> dict[str, Any]:
-    return {
-        "id": flow.id,
-        "environment": flow.tunnel,
-        "eni": flow.eni,
-        "protocol": flow.protocol,
-        "state": flow.state,
-        "inside": str(flow.inside),
-        "inside_port": flow.inside_port,
-        "outside": str(flow.outside),
-        "outside_port": flow.outside_port,
-        "remote": str(flow.remote),
-        "remote_port": flow.remote_port,
-        "packets_out": flow.packets_out,
-        "bytes_out": flow.bytes_out,
-        "packets_in": flow.packets_in,
-        "bytes_in": flow.bytes_in,
-        "started": iso(wall_time(flow.started, now)),
-        "last_seen": iso(wall_time(flow.last_seen, now)),
-        "expires": iso(wall_time(flow.expires, now)),
-    }
-
-
-def drop_fields(drop: Drop, now: int) -> dict[str, Any]:
-    return {
-        "time": iso(wall_time(drop.time, now)),
-        "number": drop.number,
-        "reason": drop.reason,
-        "link": drop.link,
-        "protocol": PROTOCOLS.get(drop.protocol, str(drop.protocol)),
-        "source": str(drop.source),
-        "source_port": drop.source_port,
-        "destination": str(drop.destination),
-        "destination_port": drop.destination_port,
-        "length": drop.length,
-    }
-
-
-def counters_fields(snapshot: Snapshot) -> dict[str, Any]:
-    return {
-        "flows": len(snapshot.flows),
-        "flows_created": snapshot.counters.flows_created,
-        "packets_out": snapshot.counters.packets_out,
-        "bytes_out": snapshot.counters.bytes_out,
-        "packets_in": snapshot.counters.packets_in,
-        "bytes_in": snapshot.counters.bytes_in,
-        "refusals_sent": snapshot.counters.refusals_sent,
-        "drops": snapshot.counters.drops,
-    }

@@ -150,10 +150,14 @@ def test_syn_from_inside_reopens_an_ended_flow(lab: Lab, end: str) -> None:
         tcp.inside("A")
     else:
         tcp.outside("R")
-    port = tcp.outside_port
+    port, ended = tcp.outside_port, tcp.flow
     lab.later(10)
     tcp.mine += 1_000_000
     assert tcp.inside("S").verdict == Verdict.FORWARD
+    # A connection of its own, for whoever attributes and bills it.
+    assert tcp.flow.id != ended.id
+    assert (tcp.flow.packets_out, tcp.flow.packets_in) == (1, 0)
+    assert tcp.flow.started > ended.started
     assert (tcp.outside_port, tcp.flow.state, remaining(tcp)) == (port, OPENING, 240)
     tcp.theirs += 5_000_000
     tcp.outside("SA")

@@ -337,6 +337,7 @@ def test_wrong_values_fail_before_or_without_a_trace(site: Site) -> None:
     for more, code, words in (
         (["--environment", "not-there"], 1, "no network namespace not-there; `ip netns list` shows"),
         (["--environment", f"{site.vpc}=x"], 2, "is the VPC's"),
+        (["--environment", f"pid:{os.getpid()}"], 2, "is this program's own namespace"),
         (["--environment", "pid:999999999"], 1, "no process for namespace pid:999999999"),
         (["--eni-address", SERVER], 1, f"{SERVER} is the address of device lan0"),
         (["--eni-address", "198.19.0.255"], 2, "no host's in 198.19.0.0/24"),
@@ -345,6 +346,7 @@ def test_wrong_values_fail_before_or_without_a_trace(site: Site) -> None:
         (["--inside-address", "everywhere"], 2, "give an IPv4 address"),
         (["--route", "198.19.0.1/24"], 2, "has host bits set"),
         (["--mtu", "100"], 2, "limit: 576 to 65535"),
+        (["--max-flows", "0"], 2, "max_flows is 0 (limit: 1 to"),
         (["--device", "lo"], 1, "device lo exists already in the namespace"),
         (["--eni-device", "lan0"], 1, "device lan0 exists already in the namespace"),
         (["--device", "a b"], 2, "device name is 'a b'"),

@@ -38,7 +38,7 @@ static inline bool flow_is_of_stamp(const hp_flow *flow, uint32_t stamp) {
   memset(&expected, 0, sizeof expected);
   fill_flow_from_stamp(&expected, stamp);
   expected.half[HP_INSIDE].sequence = flow->half[HP_INSIDE].sequence;
-  return memcmp(flow, &expected, sizeof expected) == 0;
+  return same_bytes(flow, &expected, sizeof expected);
 }
 
 static inline uint32_t find_stamp(const hp_flow_table *table, uint32_t stamp, int side) {

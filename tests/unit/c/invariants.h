@@ -11,10 +11,13 @@
 
 #define HOLD(condition) ((condition) ? (void)0 : broken(#condition, __FILE__, __LINE__))
 
-static inline void broken(const char *condition, const char *file, int line) {
+__attribute__((noreturn)) static inline void broken(const char *condition, const char *file, int line) {
   fprintf(stderr, "%s:%d: does not hold: %s\n", file, line, condition);
   abort();
 }
+
+/* Of structures whose padding counts, too: it has been 0 from the start. */
+static inline bool same_bytes(const void *a, const void *b, size_t length) { return memcmp(a, b, length) == 0; }
 
 /* splitmix64: reproducible numbers */
 static inline uint64_t next_random(uint64_t *state) {
@@ -82,9 +85,9 @@ static inline void check_found(const hp_flow_table *table, uint32_t number) {
 
 static inline void check_free_flow(const hp_flow *flow) {
   static const hp_flow nothing;
-  HOLD(memcmp(flow, &nothing, offsetof(hp_half, sequence)) == 0);
+  HOLD(same_bytes(flow, &nothing, offsetof(hp_half, sequence)));
   HOLD(flow->half[HP_INSIDE].packets == 0 && flow->half[HP_INSIDE].bytes == 0);
-  HOLD(memcmp(&flow->half[HP_OUTSIDE], &nothing.half[HP_OUTSIDE], sizeof(hp_half)) == 0);
+  HOLD(same_bytes(&flow->half[HP_OUTSIDE], &nothing.half[HP_OUTSIDE], sizeof(hp_half)));
 }
 
 /* No number is between free and live. */
@@ -226,7 +229,7 @@ static inline void check_flow(const hp_engine *engine, uint32_t number, uint32_t
   HOLD(inside->address == outside->key.destination && inside->port == (uint16_t)outside->key.ports);
   HOLD(outside->key.source == inside->key.destination && (uint16_t)inside->key.ports == outside->key.ports >> 16);
   HOLD(inside->port >= HP_PORT_FIRST);
-  uint32_t latest = hp_flow_refreshed(flow) + hp_flow_timeout(engine->links, flow);
+  uint32_t latest = hp_flow_refreshed(flow, worker->now) + hp_flow_timeout(engine->links, flow);
   HOLD((int32_t)(worker->flows.cold[number].deadline - latest) <= 0);
   if (mapping == HP_NONE)
     return;
