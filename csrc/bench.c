@@ -53,7 +53,8 @@ static int traffic_new(traffic *t, uint32_t flows, hp_error *error) {
   t->buffers = aligned_alloc(64, (size_t)HP_BATCH * STRIDE);
   if (!t->ids || !t->ports || !t->links || !t->buffers) {
     traffic_free(t);
-    return hp_fail(error, ENOMEM, "no memory for the packets of %u flows", flows);
+    hp_fail(error, ENOMEM, "no memory for the packets of %u flows", flows);
+    return -1;
   }
   hp_random random;
   hp_random_init(&random, 88172645463325252u);
