@@ -6,7 +6,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import shutil
 import subprocess
 import tempfile
 import time
@@ -71,14 +70,15 @@ class Lab:
         assert done.returncode == 0, f"{Path(command[0]).name} in {namespace} ended with {done.returncode}: {said}"
         return json.loads(done.stdout)
 
-    def start(self, namespace: str, *command: str | Path, ready: bool = True) -> subprocess.Popen[str]:
-        """Starts a process; with `ready` waits until it says so in its first line."""
+    def start(self, namespace: str, *command: str | Path, says: bool = True) -> subprocess.Popen[str]:
+        """Starts a process and waits until its first line says "ready"; or says=False: one whose words nobody reads."""
         self._note(command)
+        output = subprocess.PIPE if says else subprocess.DEVNULL
         process = subprocess.Popen(
-            _inside(namespace, command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            _inside(namespace, command), stdin=subprocess.PIPE, stdout=output, text=True, bufsize=1
         )
         self._processes.append(process)
-        if ready:
+        if says:
             line = answer(process)
             assert line == "ready", f"{command[0]} said {line!r} instead of being ready"
         return process
@@ -159,22 +159,24 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.005)
 
 
-def listens(process: subprocess.Popen[str], port: int) -> bool:
-    """Whether somebody in the process's namespace listens on a TCP port (proc(5): state 0A)."""
+def listens(process: subprocess.Popen[str], namespace: str, port: int) -> bool:
+    """Whether a process that was started in a namespace is there, and somebody there listens on a TCP port."""
+    assert process.poll() is None, f"the server for port {port} in {namespace} has ended"
+    there = Path(f"/proc/{process.pid}")
+    if not os.path.samefile(there / "ns/net", NETNS / namespace):
+        return False
     for table in ("tcp", "tcp6"):
-        lines = Path(f"/proc/{process.pid}/net/{table}").read_text().splitlines()[1:]
+        lines = (there / "net" / table).read_text().splitlines()[1:]
         if any(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A" for line in lines):
-            return True
+            return True  # 0A: TCP_LISTEN, proc(5)
     return False
 
 
 def _inside(namespace: str, command: tuple[str | Path, ...]) -> list[str]:
-    # nsenter, since `ip netns exec` mounts a /sys first; it becomes the command, so that its process is ours to end.
-    path = shutil.which("nsenter")
-    assert path, "nsenter (util-linux) is missing"
-    if not namespace:
-        return list(map(str, command))
-    return [path, f"--net=/run/netns/{namespace}", "--", *map(str, command)]
+    """The command line that runs a command in a namespace ("": here) and ends with this process, however that ends."""
+    # nsenter, since ip-netns(8) mounts a /sys first. Both become the command, so that its process is ours to end.
+    enter = ["nsenter", f"--net={NETNS / namespace}", "--"] if namespace else []
+    return ["setpriv", "--pdeathsig", "TERM", "--", *enter, *map(str, command)]
 
 
 def _remove_leftovers() -> None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from bench.lab import Lab, answer, stop
-from bench.rivals import IPERF_PORT, LATENCY_PORT, SERVER, Rival
+from bench.lab import Lab, answer, listens, stop, wait_until
+from bench.rivals import LATENCY_PORT, SERVER, Rival
 
+IPERF_PORT: Final = 5201
 UDP_PORT: Final = 9000
 UDP_SIZE: Final = 64  # bytes of payload
 
 
 def tcp(lab: Lab, rival: Rival, seconds: int, *, streams: int = 1, back: bool = False) -> float:
     """Gb/s as the receiver saw them; back: from the server to the environment."""
+    # A server for one test: between two, iperf3 closes its listening socket for a moment.
+    server = lab.start(rival.server, "iperf3", "--server", "--one-off", "--port", str(IPERF_PORT), says=False)
+    wait_until(lambda: listens(server, rival.server, IPERF_PORT), f"iperf3 server in {rival.server}")
     words = f"--client {SERVER} --port {IPERF_PORT} --time {seconds} --parallel {streams} --json".split()
     result = lab.run(rival.client, "iperf3", *words, *(["--reverse"] if back else []), timeout=seconds + 20)
+    stop(server)
     assert "error" not in result, f"iperf3 over {rival.name}: {result.get('error')}"
     rival.check()
     return float(result["end"]["sum_received"]["bits_per_second"]) / 1e9

@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from bench.lab import PATIENCE, Lab, answer, listens, shell, wait_until
+from bench.lab import PATIENCE, Lab, answer, shell
 
 INSIDE: Final = "198.18.0.2"
 ENI_ADDRESS: Final = "198.19.0.10"
 SERVER: Final = "198.19.0.2"
-IPERF_PORT: Final = 5201
 LATENCY_PORT: Final = 7001
 SERVERS_LIVE: Final = 3000  # seconds after which a server that was forgotten ends
 
@@ -25,7 +24,7 @@ HARMLESS_DROPS: Final = frozenset({"output_full", "unsupported_ipv6"})
 
 @dataclass
 class Rival:
-    """A client's namespace, a server's, and what lies between them; a server of each kind waits in the latter."""
+    """A client's namespace, a server's, and what lies between them; tcp_latency serves in the latter."""
 
     name: str
     client: str
@@ -59,7 +58,7 @@ def kernel_nft(lab: Lab) -> Rival:
     shell("ip", "netns", "exec", nat, "sysctl", "-qw", "net.ipv4.ip_forward=1")
     rules = "table ip nat { chain post { type nat hook postrouting priority srcnat; oifname outside masquerade; }; }"
     shell("ip", "netns", "exec", nat, "nft", rules)
-    return _with_servers(lab, Rival("kernel nft over veth", client, server))
+    return _with_server(lab, Rival("kernel nft over veth", client, server))
 
 
 @contextmanager
@@ -69,7 +68,7 @@ def hyperplane(lab: Lab, io: str) -> Iterator[Rival]:
     shell("ip", "-n", server, "address", "add", f"{SERVER}/32", "dev", "lo")
     command = (sys.executable, "-m", "bench.engine_process", server, client, ENI_ADDRESS, io)
     process = lab.start("", *command)
-    rival = _with_servers(lab, Rival("hyperplane-nat", client, server, process))
+    rival = _with_server(lab, Rival("hyperplane-nat", client, server, process))
     used = rival.counted()["status"]["io"]
     rival.name += f" ({used})"
     assert io in ("auto", used), f"the engine runs on {used}, not on {io}"
@@ -86,8 +85,6 @@ def _veth(here: str, device: str, address: str, there: str, peer: str, peer_addr
         shell("ip", "-n", namespace, "link", "set", name, "up")
 
 
-def _with_servers(lab: Lab, rival: Rival) -> Rival:
-    iperf = lab.start(rival.server, "iperf3", "--server", "--port", str(IPERF_PORT), ready=False)
+def _with_server(lab: Lab, rival: Rival) -> Rival:
     lab.start(rival.server, lab.tool("tcp_latency"), "serve", SERVER, str(LATENCY_PORT), str(SERVERS_LIVE))
-    wait_until(lambda: listens(iperf, IPERF_PORT), f"iperf3 server in {rival.server}")
     return rival

@@ -75,10 +75,11 @@ async def _attach_all(lab: Lab, count: int) -> Times:
         async with Attachments() as attachments:
             eni = await attachments.open_eni(vpc=vpc, addresses=ENI_ADDRESS, security_groups=[everything])
             for number in range(count):
-                sides = [_attach_ours(attachments, eni, ours[number], times)]
-                sides.append(_attach_veth(thread, attacher, number, veth[number], times))
-                for side in sides if number % 2 == 0 else reversed(sides):
-                    await side
+                for side in ("ours", "veth") if number % 2 == 0 else ("veth", "ours"):
+                    if side == "ours":
+                        await _attach_ours(attachments, eni, ours[number], times)
+                    else:
+                        await _attach_veth(thread, attacher, number, veth[number], times)
             for number in (0, count - 1):
                 _reach(ours[number], vpc, SERVER)
                 _reach(veth[number], hub, outer_address(number))

@@ -10,7 +10,7 @@ from bench.conftest import Effort, Recorder
 from bench.figures import Bar, replay_clock
 from hyperplane._native import ffi, lib
 
-pytestmark = pytest.mark.benchmark(timer=replay_clock)
+pytestmark = [pytest.mark.benchmark(timer=replay_clock), pytest.mark.timeout(600)]
 
 PACKETS: Final = 1_000_000
 BARS: Final = {65_536: (Bar("ratio", 3.0, "lower"),)}

@@ -56,6 +56,7 @@ needs() { # set
       need iputils-tracepath has tracepath
       need "libclang-rt-$(clang_version)-dev" has_fuzzer
       need libcmocka-dev has_cmocka
+      need llvm has llvm-symbolizer # readable reports of the sanitizers and fuzzers
       need nginx-light has nginx
       need postgresql has_postgres
       need postgresql-contrib has_pgbench

@@ -63,6 +63,7 @@ static inline int pass(lab *l, uint32_t link, const recipe *r) {
   l->packet = (hp_packet){.data = l->data, .capacity = sizeof l->data, .link = link};
   l->packet.length = make_packet(l->data, r);
   MUST(l, hp_translate(l->engine, &l->packet, 1, l->now, &l->error));
+  HOLD(l->packet.verdict == HP_DROP || (ip_checksum_right(l->data + VNET) && transport_checksum_right(l->data)));
   return l->packet.verdict;
 }
 

@@ -63,6 +63,33 @@ static void test_ports_of_ended_connections_are_reclaimed(void **state) {
   free_lab(l);
 }
 
+/* RFC 6191: the same port, a flow of its own. The bitmap of a crowded destination stays exact. */
+static void test_reopened_connection_keeps_its_port(void **state) {
+  (void)state;
+  lab *l = wide_lab(70000, 1);
+  add_tunnel(l, ENI, 0);
+  assert_int_equal(open_tcp(l, 0, PORTS), PORTS);
+  assert_int_equal(open_tcp(l, PORTS, 1), 0);
+  const hp_flow_table *table = &l->engine->worker.flows;
+  for (uint32_t number = 0; number < PORTS; number += 1001) {
+    hp_flow before = table->flows[number];
+    uint64_t id = hp_flow_id(&before, number);
+    reset_flow(l, number);
+    l->now += 5;
+    assert_int_equal(open_tcp(l, number, 1), 1);
+    const hp_flow *after = &table->flows[number];
+    assert_true(hp_flow_id(after, number) > id);
+    assert_true(hp_key_equal(&after->half[HP_INSIDE].key, &before.half[HP_INSIDE].key));
+    assert_true(hp_key_equal(&after->half[HP_OUTSIDE].key, &before.half[HP_OUTSIDE].key));
+    assert_int_equal(after->half[HP_INSIDE].packets, 1);
+    assert_int_equal(after->half[HP_OUTSIDE].packets, 0);
+    assert_int_equal(table->cold[number].started, l->now);
+  }
+  assert_int_equal(open_tcp(l, PORTS, 1), 0);
+  assert_int_equal(l->packet.reason, HP_PORTS_EXHAUSTED);
+  free_lab(l);
+}
+
 static void test_tcp_goes_over_to_the_second_address(void **state) {
   (void)state;
   lab *l = wide_lab(140000, 2);
@@ -188,6 +215,7 @@ static void test_flow_that_cannot_be_published(void **state) {
     assert_int_equal(pass(l, TUNNEL, &r), HP_REPLY);
     assert_int_equal(l->packet.reason, HP_FLOW_TABLE_FULL);
     assert_int_equal(live_flows(l), 0);
+    assert_int_equal(mappings(l), 0);
     assert_int_equal(l->engine->links[TUNNEL].flows, 0);
     check_mappings(&worker->mappings);
     check_exclusive(&worker->ports, &worker->mappings, 0);
@@ -200,6 +228,7 @@ static void test_flow_that_cannot_be_published(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_ports_of_ended_connections_are_reclaimed),
+      cmocka_unit_test(test_reopened_connection_keeps_its_port),
       cmocka_unit_test(test_tcp_goes_over_to_the_second_address),
       cmocka_unit_test(test_udp_shares_ports_when_they_are_short),
       cmocka_unit_test(test_mapping_gives_way_to_a_flow_that_was_there_first),

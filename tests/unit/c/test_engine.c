@@ -99,7 +99,13 @@ static void test_removed_tunnel_drains(void **state) {
   recipe kept = answer_to_last(l, 0);
   assert_int_equal(pass(l, TUNNEL, &r), HP_FORWARD);
   recipe answer = answer_to_last(l, 0);
+  hp_flow_info infos[3];
+  uint32_t cursor = 0;
+  assert_int_equal(hp_flows(l->engine, &cursor, infos, 3), 2);
   assert_int_equal(hp_link_remove(l->engine, TUNNEL, &l->error), 0);
+  cursor = 0;
+  assert_int_equal(hp_flows(l->engine, &cursor, infos, 3), 1); /* for readers its flows are gone at once */
+  assert_int_equal(infos[0].tunnel, other);
   assert_int_equal(pass(l, TUNNEL, &r), HP_DROP);
   assert_int_equal(l->packet.reason, HP_LINK_DETACHED);
   assert_int_equal(pass(l, ENI, &answer), HP_DROP);
