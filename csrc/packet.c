@@ -6,6 +6,9 @@
  */
 #include "packet.h"
 
+/* What Linux itself makes at most (TCP_MIN_GSO_SIZE in net/tcp.h, UDP_MAX_SEGMENTS in linux/udp.h). Whoever
+ * writes raw frames could ask for more, and the VPC's kernel would have to cut one write into 65,000. */
+enum { TCP_LEAST_GSO = 8, UDP_MOST_SEGMENTS = 128 };
 enum { MSS_OPTION = 2, SCALE_OPTION = 3, QUOTE_LIMIT = 576 /* RFC 1812 4.3.2.3: of the whole error */ };
 
 uint64_t hp_sum(const uint8_t *bytes, size_t length) {
@@ -87,13 +90,13 @@ static hp_reason parse_vnet(const struct virtio_net_hdr *vnet, hp_headers *h) {
     return vnet->gso_type ? HP_BAD_VNET_HEADER : HP_REASON_NONE;
   bool fits = (type == VIRTIO_NET_HDR_GSO_TCPV4 && h->protocol == HP_TCP) ||
               (vnet->gso_type == VIRTIO_NET_HDR_GSO_UDP_L4 && h->protocol == HP_UDP);
-  if (!fits || !h->partial || vnet->gso_size == 0)
+  if (!fits || !h->partial || vnet->gso_size < (h->protocol == HP_TCP ? TCP_LEAST_GSO : 1))
     return HP_BAD_VNET_HEADER;
   if (h->payload > vnet->gso_size) {
     h->segments = (uint16_t)((h->payload + vnet->gso_size - 1u) / vnet->gso_size);
     h->segment = (uint16_t)(h->header + h->transport + vnet->gso_size);
   }
-  return HP_REASON_NONE;
+  return h->protocol == HP_UDP && h->segments > UDP_MOST_SEGMENTS ? HP_BAD_VNET_HEADER : HP_REASON_NONE;
 }
 
 hp_reason hp_parse(const uint8_t *data, uint32_t length, hp_headers *h) {

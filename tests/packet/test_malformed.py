@@ -165,6 +165,8 @@ def test_a_packet_that_fills_the_buffer_may_be_cut(lab: Lab) -> None:
         ("GSO of UDP with ECN", UDP_PACKET, vnet(NEEDS_CSUM, GSO_UDP_L4 | GSO_ECN, 28, 1000, 20, 6)),
         ("GSO of ICMP", ICMP_PACKET, vnet(NEEDS_CSUM, GSO_UDP_L4, 28, 1000, 20, 2)),
         ("GSO size 0", TCP_PACKET, vnet(NEEDS_CSUM, GSO_TCPV4, 44, 0, 20, 16)),
+        ("TCP segments of 7 bytes", TCP_PACKET, vnet(NEEDS_CSUM, GSO_TCPV4, 44, 7, 20, 16)),
+        ("129 UDP segments", bytes(datagram(payload=bytes(129))), vnet(NEEDS_CSUM, GSO_UDP_L4, 28, 1, 20, 6)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -174,17 +176,23 @@ def test_virtio_header_that_lies(lab: Lab, lie: str, packet: bytes, header: byte
     assert lab.engine.flows() == [], lie
 
 
-@pytest.mark.parametrize("size", [1, 2, 9, 10, 11, 65535])
-def test_any_gso_size_above_zero_is_a_number_of_segments(lab: Lab, size: int) -> None:
-    """Ten bytes of payload: 10 segments down to one; counters do not overflow."""
+def test_as_many_segments_as_linux_makes(lab: Lab) -> None:
+    """UDP_MAX_SEGMENTS, linux/udp.h."""
+    lab.out(bytes(datagram(payload=bytes(128))), vnet=vnet(NEEDS_CSUM, GSO_UDP_L4, 28, 1, 20, 6), spare=0)
+    assert lab.engine.counters(lab.eni).packets_out == 128
+
+
+@pytest.mark.parametrize("size", [8, 9, 10, 11, 65535])
+def test_gso_size_is_a_number_of_segments(lab: Lab, size: int) -> None:
+    """Ten bytes of payload: two segments down to one; counters do not overflow. 8: TCP_MIN_GSO_SIZE, net/tcp.h."""
     lab.out(TCP_PACKET, vnet=vnet(NEEDS_CSUM, GSO_TCPV4, 44, size, 20, 16), spare=0)
     assert lab.engine.counters(lab.eni).packets_out == max(1, -(-10 // size))
 
 
 def test_gso_header_length_that_lies_is_put_right(lab: Lab) -> None:
     """hdr_len is a hint (virtio 1.2 section 5.1.6.2): what leaves says what is true."""
-    result = lab.send(lab.tunnels[0], TCP_PACKET, vnet=vnet(NEEDS_CSUM, GSO_TCPV4, 9999, 5, 20, 16), spare=0)
-    assert result.vnet == vnet(NEEDS_CSUM, GSO_TCPV4, 44, 5, 20, 16)
+    result = lab.send(lab.tunnels[0], TCP_PACKET, vnet=vnet(NEEDS_CSUM, GSO_TCPV4, 9999, 9, 20, 16), spare=0)
+    assert result.vnet == vnet(NEEDS_CSUM, GSO_TCPV4, 44, 9, 20, 16)
 
 
 def test_offsets_with_ip_options(lab: Lab) -> None:

@@ -105,7 +105,7 @@ def test_in_out_in_is_the_identity(exchange: tuple[Packet, Packet]) -> None:
     dport=ports,
     remote=remotes,
     payload=st.integers(1, 5000),
-    size=st.integers(1, 1460),
+    size=st.integers(40, 1460),  # at most 125 segments: Linux makes no more of one datagram
 )
 def test_partial_checksums_and_segments(
     protocol: str, sport: int, dport: int, remote: str, payload: int, size: int
