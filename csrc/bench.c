@@ -3,7 +3,8 @@
  * Both runs see the same random packets, of both directions, over the same UDP flows: 64-byte IPv4 packets
  * of 1,024 tunnels and one ENI. Every batch is written anew, since translation changes packets in place;
  * a run without translation measures what that costs, and it is taken off. The best of several rounds
- * counts: what disturbs a round makes it slower, never faster.
+ * counts: what disturbs a round makes it slower, never faster. Writing and translating are kept out of line:
+ * inlined into one loop they are compiled together, and the bare table came out half as slow again.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -88,7 +89,7 @@ static void write_packet(const traffic *t, uint32_t id, hp_packet *packet) {
   packet->capacity = STRIDE;
 }
 
-static void write_batch(traffic *t, uint32_t first) {
+__attribute__((noinline)) static void write_batch(traffic *t, uint32_t first) {
   for (uint32_t i = 0; i < HP_BATCH; i++) {
     t->packets[i].data = t->buffers[i];
     write_packet(t, t->ids[(first + i) & (IDS - 1)], &t->packets[i]);
@@ -131,7 +132,7 @@ static int open_flows(hp_engine *engine, traffic *t, hp_error *error) {
   return 0;
 }
 
-static void translate_with_engine(void *context, traffic *t) {
+__attribute__((noinline)) static void translate_with_engine(void *context, traffic *t) {
   hp_engine *engine = context;
   hp_nat_batch(&engine->worker, t->packets, HP_BATCH);
 }
@@ -208,7 +209,7 @@ typedef struct bare {
   uint64_t missed;
 } bare;
 
-static void translate_with_table(void *context, traffic *t) {
+__attribute__((noinline)) static void translate_with_table(void *context, traffic *t) {
   bare *b = context;
   hp_key keys[HP_BATCH];
   uint64_t hashes[HP_BATCH];

@@ -172,9 +172,11 @@ static void test_super_segments(void **state) {
   assert_int_equal(parse_recipe(&r, &h), HP_REASON_NONE);
   assert_true(h.segments == 1 && h.segment == h.total);
   r.payload = 65535 - 48;
-  r.gso = 1;
+  r.gso = 8; /* TCP_MIN_GSO_SIZE */
   assert_int_equal(parse_recipe(&r, &h), HP_REASON_NONE);
-  assert_int_equal(h.segments, 65535 - 48);
+  assert_int_equal(h.segments, (65535 - 48 + 7) / 8);
+  r.gso = 7;
+  assert_int_equal(parse_recipe(&r, &h), HP_BAD_VNET_HEADER);
   r.gso = 65535 - 49;
   assert_int_equal(parse_recipe(&r, &h), HP_REASON_NONE);
   assert_true(h.segments == 2 && h.segment == 65534);
