@@ -57,6 +57,7 @@ typedef enum hp_reason {
   HP_LINK_DETACHED,        /* the link it came from or should leave by is gone */
   HP_OUTPUT_FULL,          /* the outgoing link's queue had no room */
   HP_OUTPUT_ERROR,         /* the kernel refused the write */
+  HP_SOURCE_ROUTE,         /* IPv4 source route option, a way round the rules (RFC 7126 4.3 and 4.4) */
   HP_REASON_COUNT
 } hp_reason;
 

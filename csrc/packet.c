@@ -9,6 +9,7 @@
 /* What Linux itself makes at most (TCP_MIN_GSO_SIZE in net/tcp.h, UDP_MAX_SEGMENTS in linux/udp.h). Whoever
  * writes raw frames could ask for more, and the VPC's kernel would have to cut one write into 65,000. */
 enum { TCP_LEAST_GSO = 8, UDP_MOST_SEGMENTS = 128 };
+enum { LOOSE_ROUTE = 131, STRICT_ROUTE = 137 };
 enum { MSS_OPTION = 2, SCALE_OPTION = 3, QUOTE_LIMIT = 576 /* RFC 1812 4.3.2.3: of the whole error */ };
 
 uint64_t hp_sum(const uint8_t *bytes, size_t length) {
@@ -76,6 +77,23 @@ static hp_reason parse_icmp(const uint8_t *l4, uint32_t available, hp_headers *h
   }
 }
 
+/* Whether the options ask for a route of the sender's own (RFC 791 3.1). Options that lie about their length end
+ * the search: their receiver drops them. */
+static bool source_routed(const uint8_t *ip, uint32_t header) {
+  uint32_t at = HP_IPV4_HEADER;
+  while (at < header && ip[at] != 0) {
+    if (ip[at] == LOOSE_ROUTE || ip[at] == STRICT_ROUTE)
+      return true;
+    if (ip[at] == 1)
+      at++;
+    else if (at + 1 < header && ip[at + 1] >= 2)
+      at += ip[at + 1];
+    else
+      break;
+  }
+  return false;
+}
+
 /* The virtio_net_hdr promises what the kernel shall do for us on the way out; a wrong promise would make
  * it write a checksum over other bytes or cut segments in the wrong place. */
 static hp_reason parse_vnet(const struct virtio_net_hdr *vnet, hp_headers *h) {
@@ -122,6 +140,8 @@ hp_reason hp_parse(const uint8_t *data, uint32_t length, hp_headers *h) {
   h->destination = hp_get32(ip + 16);
   if (hp_fold(hp_sum(ip, header)) != 0xffff)
     return HP_BAD_CHECKSUM;
+  if (header > HP_IPV4_HEADER && source_routed(ip, header))
+    return HP_SOURCE_ROUTE;
   if (hp_get16(ip + 6) & 0x3fff)
     return HP_FRAGMENT;
   const uint8_t *l4 = ip + header;

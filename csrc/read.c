@@ -32,6 +32,7 @@ static const char *const reason_names[HP_REASON_COUNT] = {
     [HP_LINK_DETACHED] = "link_detached",
     [HP_OUTPUT_FULL] = "output_full",
     [HP_OUTPUT_ERROR] = "output_error",
+    [HP_SOURCE_ROUTE] = "source_route",
 };
 
 const char *hp_reason_name(int reason) { return reason >= 0 && reason < HP_REASON_COUNT ? reason_names[reason] : ""; }

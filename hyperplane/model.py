@@ -57,6 +57,7 @@ class Reason(StrEnum):
     LINK_DETACHED = "link_detached"
     OUTPUT_FULL = "output_full"
     OUTPUT_ERROR = "output_error"
+    SOURCE_ROUTE = "source_route"
 
 
 REASONS: tuple[Reason, ...] = tuple(Reason)

@@ -202,6 +202,21 @@ def test_offsets_with_ip_options(lab: Lab) -> None:
     lab.out(packet, vnet=vnet(NEEDS_CSUM, start=24, offset=6), spare=0)
 
 
+@pytest.mark.parametrize(
+    "option", [b"\x83\7\4\xc6\x13\0\x63\0", b"\1\1\x44\4\5\0\x89\3\4\0\0\0"], ids=["loose", "strict"]
+)
+def test_source_route_is_dropped(lab: Lab, option: bytes) -> None:
+    """RFC 7126 sections 4.3 and 4.4: the destination that the rules were asked about would not be the last one."""
+    packet = IP(src=INSIDE, dst=SERVER, options=option) / UDP(sport=1, dport=2)
+    lab.dropped(packet, Reason.SOURCE_ROUTE, spare=0)
+    assert lab.engine.flows() == []
+
+
+@pytest.mark.parametrize("option", [b"\x44\0\0\0", b"\x44\xff\0\0", b"\1\1\1\x44", b"\0\x83\3\4"])
+def test_other_options_pass_even_broken(lab: Lab, option: bytes) -> None:
+    lab.out(IP(src=INSIDE, dst=SERVER, options=option) / UDP(sport=1, dport=2), spare=0)
+
+
 QUOTE_LIES: list[tuple[str, Callable[[bytes], bytes]]] = [
     ("version 6", lambda quote: b"\x65" + quote[1:]),
     ("header of 16 bytes", lambda quote: b"\x44" + quote[1:]),
