@@ -9,7 +9,7 @@
 #include "security.h"
 #include "tcp.h"
 
-enum { DNS_PORT = 53, RECLAIM_PROBES = 64, RECLAIM_AGE = 2000 /* ms: an ended flow rests that long */ };
+enum { RECLAIM_PROBES = 64, RECLAIM_AGE = 2000 /* ms: an ended flow rests that long */ };
 
 static bool valid_destination(const hp_worker *worker, const hp_link *eni, uint32_t destination) {
   if (destination >> 28 >= 14 || destination >> 24 == 127 || destination >> 24 == 0)
@@ -40,7 +40,7 @@ static hp_reason admission(const hp_worker *worker, const hp_packet *packet, con
 static bool endpoint_independent(const hp_link *eni, const hp_headers *h) {
   if (h->protocol == HP_ICMP)
     return true;
-  return h->protocol == HP_UDP && h->destination_port != DNS_PORT && eni->udp_mapping == HP_UDP_ENDPOINT_INDEPENDENT;
+  return h->protocol == HP_UDP && h->destination_port != HP_DNS_PORT && eni->udp_mapping == HP_UDP_ENDPOINT_INDEPENDENT;
 }
 
 static int kind_of(const hp_headers *h) { return h->protocol == HP_ICMP ? HP_PORTS_ICMP : HP_PORTS_UDP; }

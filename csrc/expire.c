@@ -8,7 +8,7 @@
 
 #include "tcp.h"
 
-enum { DNS_PORT = 53, LONGEST_TIMER = INT32_MAX / 2 /* ms; engine.c accepts no longer one */ };
+enum { LONGEST_TIMER = INT32_MAX / 2 /* ms; engine.c accepts no longer one */ };
 
 uint32_t hp_flow_timeout(const hp_link *links, const hp_flow *flow) {
   const hp_half *half = &flow->half[HP_INSIDE];
@@ -17,7 +17,7 @@ uint32_t hp_flow_timeout(const hp_link *links, const hp_flow *flow) {
   case HP_ICMP:
     return timers->icmp;
   case HP_UDP:
-    return (half->key.ports & 0xffff) == DNS_PORT ? timers->dns : timers->udp;
+    return (half->key.ports & 0xffff) == HP_DNS_PORT ? timers->dns : timers->udp;
   default:
     break;
   }

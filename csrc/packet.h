@@ -27,6 +27,7 @@ enum {
   HP_ICMP_TIME_EXCEEDED = 11,
   HP_ICMP_PARAMETER = 12
 };
+enum { HP_DNS_PORT = 53 }; /* UDP to it: endpoint-dependent, and a short timer */
 enum { HP_ICMP_PORT_UNREACHABLE = 3, HP_ICMP_FRAGMENTATION_NEEDED = 4, HP_ICMP_ADMIN_PROHIBITED = 13 };
 
 /* What hp_parse() found. */
