@@ -81,7 +81,7 @@ class FlowState(StrEnum):
     ACTIVE = "active"
 
 
-class Timers(msgspec.Struct, frozen=True, kw_only=True):
+class Timers(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Idle times in seconds after which a flow ends; 0.001 to 1,000,000.
 
     The defaults are RFC 5382 REQ-5 (TCP), RFC 4787 REQ-5 (UDP) and RFC 5508 REQ-2 (ICMP); DNS is UDP to port 53.
@@ -278,10 +278,11 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
 def to_json(value: Any) -> bytes:
     """A value of this module, or a list or dict of them, as JSON; addresses and rules' networks are strings."""
-    return msgspec.json.encode(value, enc_hook=_encode)
+    return msgspec.json.encode(value, enc_hook=to_text)
 
 
-def _encode(value: object) -> str:
+def to_text(value: object) -> str:
+    """msgspec's enc_hook for addresses and networks."""
     if isinstance(value, (IPv4Address, IPv4Network)):
         return str(value)
     raise NotImplementedError(f"a value of {type(value).__name__} has no JSON form")

@@ -1,0 +1,1 @@
+"""The HTTP API on a Unix socket: routes, errors, the OpenAPI document, metrics."""

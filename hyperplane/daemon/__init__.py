@@ -1,0 +1,1 @@
+"""The daemon: wires control, store, kernel, engine and API. The only package that knows them all."""

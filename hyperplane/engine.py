@@ -1,0 +1,1 @@
+"""The engine process: receives commands and descriptors, drives the C workers."""

@@ -1,0 +1,1 @@
+"""Keeps: resources as records, each transaction whole or not at all."""
