@@ -174,7 +174,7 @@ double hp_bench_translate(uint32_t flows, uint32_t packets, int huge_pages, hp_e
   hp_engine *engine = engine_for(&t, huge_pages, error);
   if (engine && open_flows(engine, &t, error) == 0) {
     result = measure(&t, packets, translate_with_engine, engine);
-    if (engine->worker.drop_count)
+    if (engine->shared->drop_count)
       result = hp_fail(error, 0, "packets were dropped: the measurement is void");
   }
   hp_engine_free(engine);

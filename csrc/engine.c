@@ -57,20 +57,89 @@ static void fill_defaults(hp_config *c) {
   c->drop_records = records;
 }
 
-static int worker_new(hp_worker *worker, const hp_config *c, hp_error *error) {
-  if (hp_flow_table_new(&worker->flows, c->max_flows, c->seed, c->huge_pages != 0, error) ||
-      hp_mapping_table_new(&worker->mappings, c->max_mappings, worker->flows.seed, error) ||
-      hp_ports_new(&worker->ports, c->max_addresses, c->max_flows, c->port_quarantine, c->seed, error) ||
-      hp_region_new(&worker->drop_region, "hp-drops", c->drop_records * sizeof(hp_drop), false, error))
+/* The words that say what the other regions hold. */
+static int open_shared(hp_engine *engine, const hp_given *given, hp_error *error) {
+  hp_config *c = &engine->config;
+  if (hp_region_open(&engine->shared_region, given, "hp-shared", sizeof(hp_shared), false, error))
+    return -1;
+  hp_shared *shared = engine->worker.shared = engine->shared = engine->shared_region.at;
+  if (!given) {
+    shared->layout = HP_LAYOUT;
+    shared->bytes = sizeof *shared;
+    shared->config = *c;
+    shared->links_used = 1; /* link 0 is never used: a key without link is an empty flow */
+    __atomic_store_n(&shared->now, hp_now(), __ATOMIC_RELAXED);
+    return 0;
+  }
+  if (__atomic_load_n(&shared->magic, __ATOMIC_ACQUIRE) != HP_SHARED_MAGIC)
+    return hp_fail(error, EBADMSG, "the memory given is not that of an engine; start one without inheritance");
+  if (shared->layout != HP_LAYOUT || shared->bytes != sizeof *shared)
+    return hp_fail(error, EBADMSG,
+                   "the memory is laid out by version %u, this engine knows version %d; use the program "
+                   "that made it, or start an engine without inheritance",
+                   shared->layout, HP_LAYOUT);
+  const hp_config *had = &shared->config;
+  if (had->max_flows != c->max_flows || had->max_mappings != c->max_mappings || had->max_links != c->max_links ||
+      had->max_addresses != c->max_addresses || had->drop_records != c->drop_records)
+    return hp_fail(
+        error, EINVAL,
+        "the memory was made for max_flows %u, max_mappings %u, max_links %u, max_addresses %u, drop_records "
+        "%u; give the same configuration",
+        had->max_flows, had->max_mappings, had->max_links, had->max_addresses, had->drop_records);
+  return 0;
+}
+
+static int worker_open(hp_worker *worker, const hp_config *c, const hp_given *given, hp_error *error) {
+  bool huge = c->huge_pages && !(given && given->read_only);
+  if (hp_flow_table_open(&worker->flows, given, c->max_flows, c->seed, huge, error) ||
+      hp_mapping_table_open(&worker->mappings, given, c->max_mappings, worker->flows.seed, error) ||
+      hp_ports_open(&worker->ports, given, c->max_addresses, c->max_flows, c->port_quarantine, c->seed, error) ||
+      hp_region_open(&worker->drop_region, given, "hp-drops", c->drop_records * sizeof(hp_drop), false, error))
     return -1;
   worker->drops = worker->drop_region.at;
   worker->drop_mask = c->drop_records - 1;
-  worker->now = hp_now();
+  worker->now = __atomic_load_n(&worker->shared->now, __ATOMIC_RELAXED);
   worker->swept_at = worker->now;
   return 0;
 }
 
-hp_engine *hp_engine_new(const hp_config *config, hp_error *error) {
+static void measure(hp_engine *engine) {
+  const hp_region *regions[HP_REGIONS];
+  hp_memory memory = {.regions = HP_REGIONS};
+  hp_all_regions(engine, regions);
+  for (int i = 0; i < HP_REGIONS; i++) {
+    memory.bytes += regions[i]->bytes;
+    memory.huge_bytes += regions[i]->huge;
+    if (i + 1 == HP_FLOW_REGIONS)
+      memory.bytes_per_flow = (uint32_t)(memory.bytes / engine->config.max_flows);
+  }
+  engine->shared->memory = memory;
+}
+
+static int open_all(hp_engine *engine, const hp_given *given, hp_error *error) {
+  const hp_config *c = &engine->config;
+  engine->local = calloc(c->max_links + 1, sizeof *engine->local);
+  engine->free_links = calloc(c->max_links + 1, sizeof *engine->free_links);
+  if (!engine->local || !engine->free_links)
+    return hp_fail(error, ENOMEM, "no memory for %u links; lower max_links", c->max_links);
+  engine->wake = engine->read_only ? -1 : eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  if (engine->wake < 0 && !engine->read_only)
+    return hp_fail(error, errno, "eventfd: %s; raise the limit of open files (ulimit -n)", strerror(errno));
+  uint64_t links = (c->max_links + 1ull) * sizeof(hp_link);
+  if (open_shared(engine, given, error) ||
+      hp_region_open(&engine->link_region, given, "hp-links", links, false, error) ||
+      worker_open(&engine->worker, c, given, error))
+    return -1;
+  engine->links = engine->link_region.at;
+  engine->links_used = engine->shared->links_used;
+  if (engine->links_used < 1 || engine->links_used > c->max_links + 1)
+    return hp_fail(error, EBADMSG, "the memory says that %u links were used, of %u", engine->links_used, c->max_links);
+  if (!engine->read_only)
+    measure(engine);
+  return 0;
+}
+
+hp_engine *hp_engine_open(const hp_config *config, const hp_given *given, hp_error *error) {
   if (check_config(config, error))
     return NULL;
   hp_engine *engine = aligned_alloc(64, sizeof *engine);
@@ -81,26 +150,22 @@ hp_engine *hp_engine_new(const hp_config *config, hp_error *error) {
   memset(engine, 0, sizeof *engine);
   engine->config = *config;
   fill_defaults(&engine->config);
+  engine->read_only = given && given->read_only;
   engine->worker.engine = engine;
   engine->wake = -1;
-  engine->links_used = 1; /* link 0 is never used: a key without link is an empty flow */
   pthread_mutex_init(&engine->caller, NULL);
   sem_init(&engine->started, 0, 0);
-  engine->local = calloc(config->max_links + 1, sizeof *engine->local);
-  engine->free_links = calloc(config->max_links + 1, sizeof *engine->free_links);
-  engine->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-  if (!engine->local || !engine->free_links)
-    hp_fail(error, ENOMEM, "no memory for %u links; lower max_links", config->max_links);
-  else if (engine->wake < 0)
-    hp_fail(error, errno, "eventfd: %s; raise the limit of open files (ulimit -n)", strerror(errno));
-  else if (hp_region_new(&engine->link_region, "hp-links", (config->max_links + 1ull) * sizeof(hp_link), false,
-                         error) == 0 &&
-           worker_new(&engine->worker, &engine->config, error) == 0) {
-    engine->links = engine->link_region.at;
+  if (open_all(engine, given, error) == 0)
     return engine;
-  }
   hp_engine_free(engine);
   return NULL;
+}
+
+hp_engine *hp_engine_new(const hp_config *config, hp_error *error) {
+  hp_engine *engine = hp_engine_open(config, NULL, error);
+  if (engine) /* from now on whoever has the regions can inherit them */
+    __atomic_store_n(&engine->shared->magic, HP_SHARED_MAGIC, __ATOMIC_RELEASE);
+  return engine;
 }
 
 void hp_engine_free(hp_engine *engine) {
@@ -115,6 +180,7 @@ void hp_engine_free(hp_engine *engine) {
   hp_mapping_table_free(&worker->mappings);
   hp_flow_table_free(&worker->flows);
   hp_region_free(&engine->link_region);
+  hp_region_free(&engine->shared_region);
   if (engine->wake >= 0)
     close(engine->wake);
   free(engine->local);
@@ -124,7 +190,15 @@ void hp_engine_free(hp_engine *engine) {
   free(engine);
 }
 
+static int check_own(const hp_engine *engine, hp_error *error) {
+  if (engine->read_only)
+    return hp_fail(error, EROFS, "a reader only reads: the engine is another process's");
+  return 0;
+}
+
 int hp_engine_start(hp_engine *engine, hp_error *error) {
+  if (check_own(engine, error))
+    return -1;
   pthread_mutex_lock(&engine->caller);
   int result = engine->running ? hp_fail(error, EALREADY, "the engine is running already") : 0;
   if (result == 0)
@@ -143,6 +217,8 @@ void hp_engine_stop(hp_engine *engine) {
 /* ---- commands ---- */
 
 int hp_engine_run(hp_engine *engine, int (*run)(hp_engine *, void *, hp_error *), void *arguments, hp_error *error) {
+  if (check_own(engine, error))
+    return -1;
   hp_command command = {.run = run, .arguments = arguments, .error = error};
   pthread_mutex_lock(&engine->caller);
   if (!engine->running) {
@@ -169,6 +245,8 @@ int hp_engine_run(hp_engine *engine, int (*run)(hp_engine *, void *, hp_error *)
 
 int hp_translate(hp_engine *engine, hp_packet *packets, uint32_t count, uint64_t now, hp_error *error) {
   hp_worker *worker = &engine->worker;
+  if (check_own(engine, error))
+    return -1;
   for (uint32_t i = 0; i < count; i++)
     if (packets[i].link == 0 || packets[i].link >= engine->links_used || packets[i].length > packets[i].capacity)
       return hp_fail(error, EINVAL, "packet %u: link %u is unknown, or its length %u exceeds its capacity %u", i,
@@ -190,6 +268,8 @@ int hp_translate(hp_engine *engine, hp_packet *packets, uint32_t count, uint64_t
 
 int hp_sweep(hp_engine *engine, uint64_t now, hp_error *error) {
   hp_worker *worker = &engine->worker;
+  if (check_own(engine, error))
+    return -1;
   pthread_mutex_lock(&engine->caller);
   int result = 0;
   if (engine->running)

@@ -3,6 +3,9 @@
  * A worker owns its flows, mappings, port slices and drop ring: nothing on the packet path is shared, so
  * nothing there is locked. Links are the engine's; the worker reads their configuration, which changes
  * only by commands that the worker itself carries out between two batches.
+ *
+ * Everything that must outlive the process is in regions (memory.h): the tables, links, drop ring and hp_shared.
+ * What else stands here is derived from them by repair.c, or given anew by whoever claims a link.
  */
 #ifndef HP_ENGINE_H
 #define HP_ENGINE_H
@@ -34,6 +37,9 @@ typedef struct hp_link {
   uint32_t tokens_at;  /* low 32 bits of ms when they were last filled up */
   uint64_t drain_pass; /* the sweep pass after which a removed link has no flow left */
   uint64_t flows_created, flows_ended, refusals_sent;
+  uint64_t since; /* ms: added then */
+  uint8_t ready;  /* set last when it is added, cleared first when it is freed: else it is half made */
+  uint8_t gone;   /* the I/O engine says that the device is no more */
   uint32_t address_count;
   uint32_t addresses[HP_ENI_ADDRESSES]; /* hp_address numbers */
   hp_timers timers;
@@ -45,9 +51,28 @@ _Static_assert(offsetof(hp_link, max_flows) == 56, "a packet touches one line of
 typedef struct hp_link_local {
   hp_rule *rules; /* ENI */
   uint32_t rule_count;
-  int fd;   /* -1: none */
-  int gone; /* the I/O engine says that the device is no more */
+  int fd;      /* -1: none */
+  int claimed; /* added or claimed in this process */
 } hp_link_local;
+
+enum { HP_LAYOUT = 1 }; /* of all regions together: another number for every change of what is in them */
+#define HP_SHARED_MAGIC 0x6d656e616c707968u /* "hyplanem" */
+
+/* The engine's own words, in a region. The worker writes them, readers load them. */
+typedef struct hp_shared {
+  uint64_t magic; /* written last */
+  uint32_t layout;
+  uint32_t bytes;   /* of this struct, as its compiler saw it */
+  hp_config config; /* with defaults filled in */
+  hp_memory memory;
+  uint32_t links_used;
+  uint32_t running;
+  uint32_t io;                               /* HP_IO_* in use */
+  uint64_t now __attribute__((aligned(64))); /* CLOCK_BOOTTIME ms of the latest batch or sweep */
+  uint64_t drop_count;                       /* drop records written so far */
+  uint64_t loops, batches;
+  hp_io_counters io_counters;
+} hp_shared;
 
 /* A change, carried out by the worker between two batches. */
 typedef struct hp_command {
@@ -73,6 +98,7 @@ _Static_assert(sizeof(hp_item) == 64, "an item is a cache line");
 
 typedef struct hp_worker {
   struct hp_engine *engine;
+  hp_shared *shared;
   hp_flow_table flows;
   hp_mapping_table mappings;
   hp_ports ports;
@@ -84,19 +110,19 @@ typedef struct hp_worker {
   /* the drop ring */
   hp_drop *drops;
   uint64_t drop_mask;
-  uint64_t drop_count; /* written so far; readers load it */
   hp_region drop_region;
   /* the loop */
   pthread_t thread;
   const hp_io_ops *io_ops;
   hp_io *io;
-  hp_io_counters io_counters;
-  uint64_t loops, batches;
   hp_item items[HP_BATCH];
 } hp_worker;
 
 struct hp_engine {
   hp_config config;
+  bool read_only; /* a reader: of what another process has */
+  hp_shared *shared;
+  hp_region shared_region;
   hp_link *links; /* by link number; 0 is never used */
   hp_link_local *local;
   hp_region link_region;
@@ -120,6 +146,22 @@ struct hp_engine {
 /* Ends draining links whose pass has come. */
 void hp_links_drained(hp_engine *engine);
 int hp_engine_run(hp_engine *engine, int (*run)(hp_engine *, void *, hp_error *), void *arguments, hp_error *error);
+/* With given regions, mapped and checked for what they should be, not repaired; NULL makes new ones. */
+hp_engine *hp_engine_open(const hp_config *config, const hp_given *given, hp_error *error);
+
+/* links.c */
+/* Frees a link, whole or half made. */
+void hp_link_give(hp_engine *engine, uint32_t number);
+
+/* repair.c */
+/* Makes sound what a process left that died at any instruction, or what was never sound, and derives what this
+ * process keeps for itself: free lists, indices, mappings, port use, counts of flows. */
+void hp_engine_repair(hp_engine *engine);
+
+/* read.c */
+/* The regions of an engine, in an order of their own; those of the flow table first, then the rest. */
+enum { HP_FLOW_REGIONS = 6 };
+void hp_all_regions(const hp_engine *engine, const hp_region *regions[HP_REGIONS]);
 
 /* worker.c */
 int hp_worker_start(hp_engine *engine, hp_error *error);

@@ -101,7 +101,8 @@ uint32_t hp_expire(hp_worker *worker, uint32_t budget) {
 
 void hp_clock_set(hp_worker *worker, uint64_t now) {
   bool jumped = now - worker->now > LONGEST_TIMER;
-  __atomic_store_n(&worker->now, now, __ATOMIC_RELAXED); /* readers look at it */
+  worker->now = now;
+  __atomic_store_n(&worker->shared->now, now, __ATOMIC_RELAXED); /* readers look at it */
   if (!jumped)
     return;
   for (uint32_t number = 0; number < worker->flows.control->used; number++)

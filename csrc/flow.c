@@ -7,6 +7,7 @@
  */
 #include "flow.h"
 
+#include <errno.h>
 #include <string.h>
 #include <sys/random.h>
 
@@ -32,21 +33,36 @@ static int make_seed(uint64_t seed[4], uint64_t from, hp_error *error) {
   return 0;
 }
 
-int hp_flow_table_new(hp_flow_table *table, uint32_t capacity, uint64_t seed, bool huge, hp_error *error) {
+static int set_up(hp_flow_table *table, uint32_t capacity, uint64_t seed, hp_error *error) {
+  hp_flow_control *control = table->control_region.at;
+  control->capacity = capacity;
+  return make_seed(control->seed, seed, error);
+}
+
+static int check(const hp_flow_table *table, uint32_t capacity, hp_error *error) {
+  const hp_flow_control *control = table->control_region.at;
+  if (control->capacity != capacity || LOAD(control->used) > capacity)
+    return hp_fail(error, EBADMSG, "the flow table was made for %u flows and used to number %u, not for %u",
+                   control->capacity, control->used, capacity);
+  return 0;
+}
+
+int hp_flow_table_open(hp_flow_table *table, const hp_given *given, uint32_t capacity, uint64_t seed, bool huge,
+                       hp_error *error) {
   *table = (hp_flow_table){.flow_region.fd = -1, .cold_region.fd = -1, .control_region.fd = -1};
-  if (hp_region_new(&table->control_region, "hp-flow-control", sizeof(hp_flow_control), false, error) ||
-      hp_region_new(&table->flow_region, "hp-flows", (uint64_t)capacity * sizeof(hp_flow), huge, error) ||
-      hp_region_new(&table->cold_region, "hp-flows-cold", (uint64_t)capacity * sizeof(hp_flow_cold), huge, error) ||
-      hp_index_new(&table->index[HP_INSIDE], "hp-index-inside", capacity, huge, error) ||
-      hp_index_new(&table->index[HP_OUTSIDE], "hp-index-outside", capacity, huge, error) ||
-      make_seed(((hp_flow_control *)table->control_region.at)->seed, seed, error)) {
+  uint64_t flows = (uint64_t)capacity * sizeof(hp_flow), cold = (uint64_t)capacity * sizeof(hp_flow_cold);
+  if (hp_region_open(&table->control_region, given, "hp-flow-control", sizeof(hp_flow_control), false, error) ||
+      hp_region_open(&table->flow_region, given, "hp-flows", flows, huge, error) ||
+      hp_region_open(&table->cold_region, given, "hp-flows-cold", cold, huge, error) ||
+      hp_index_open(&table->index[HP_INSIDE], given, "hp-index-inside", capacity, huge, error) ||
+      hp_index_open(&table->index[HP_OUTSIDE], given, "hp-index-outside", capacity, huge, error) ||
+      (given ? check(table, capacity, error) : set_up(table, capacity, seed, error))) {
     hp_flow_table_free(table);
     return -1;
   }
   table->flows = table->flow_region.at;
   table->cold = table->cold_region.at;
   table->control = table->control_region.at;
-  table->control->capacity = capacity;
   memcpy(table->seed, table->control->seed, sizeof table->seed);
   return 0;
 }
@@ -153,17 +169,12 @@ bool hp_flow_read(const hp_flow_table *table, uint32_t number, hp_flow *copy, hp
   return false;
 }
 
-static void clear_index(hp_index *index) {
-  memset(index->buckets, 0, index->count * sizeof(hp_bucket));
-  memset(index->passed, 0, index->count * sizeof(uint16_t));
-}
-
 uint32_t hp_flow_repair(hp_flow_table *table) {
   hp_flow_control *control = table->control;
   uint64_t broken = control->journal; /* number + 1 */
   uint32_t lost = 0;
-  clear_index(&table->index[HP_INSIDE]);
-  clear_index(&table->index[HP_OUTSIDE]);
+  hp_index_clear(&table->index[HP_INSIDE]);
+  hp_index_clear(&table->index[HP_OUTSIDE]);
   control->free_head = 0;
   control->live = 0;
   for (uint32_t number = control->used; number-- > 0;) {

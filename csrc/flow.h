@@ -6,7 +6,8 @@
  * life of the flow and the generation tells two lives of one number apart.
  *
  * The flows are the truth: indices, free list, mappings and port use can be rebuilt from them. After a
- * crash hp_flow_repair() does so for the first two. `journal` names the one flow in transition.
+ * crash hp_flow_repair() does so for the first two, repair.c for the rest. `journal` names the one flow in
+ * transition.
  *
  * Readers in other threads or processes copy a flow, and take the copy when its `sequence` was even
  * and the same before and after (a writer makes it odd first). Counters are single aligned words.
@@ -115,7 +116,13 @@ typedef struct hp_flow_table {
   hp_region control_region;
 } hp_flow_table;
 
-int hp_flow_table_new(hp_flow_table *table, uint32_t capacity, uint64_t seed, bool huge, hp_error *error);
+/* given: the regions of another process's table, which must have that capacity; NULL makes a new one. */
+int hp_flow_table_open(hp_flow_table *table, const hp_given *given, uint32_t capacity, uint64_t seed, bool huge,
+                       hp_error *error);
+static inline int hp_flow_table_new(hp_flow_table *table, uint32_t capacity, uint64_t seed, bool huge,
+                                    hp_error *error) {
+  return hp_flow_table_open(table, NULL, capacity, seed, huge, error);
+}
 void hp_flow_table_free(hp_flow_table *table);
 
 /* NH, an almost universal hash (Black et al., UMAC, CRYPTO '99): without the key nobody can choose

@@ -20,6 +20,8 @@ enum {
   HP_MAX_LINKS = 16777214, /* a link number has 24 bits in a flow key */
   HP_MAX_RULES = 1024,     /* rules of one ENI's security groups together */
   HP_REASONS = 48,         /* room for drop reasons in a counter block */
+  HP_REGION_NAME = 32,     /* room for the name of a region, 0 at its end included */
+  HP_REGIONS = 14,         /* an engine's regions */
   HP_ERROR_TEXT = 240
 };
 
@@ -214,6 +216,12 @@ typedef struct hp_status {
   uint32_t running;
 } hp_status;
 
+/* A memfd that holds part of an engine's state. */
+typedef struct hp_region_fd {
+  char name[32]; /* HP_REGION_NAME */
+  int fd;
+} hp_region_fd;
+
 typedef struct hp_engine hp_engine;
 
 /* Life. Functions that return int give 0 or a link number, or -1 with *error filled. Those that
@@ -223,6 +231,22 @@ hp_engine *hp_engine_new(const hp_config *config, hp_error *error);
 void hp_engine_free(hp_engine *engine);
 int hp_engine_start(hp_engine *engine, hp_error *error);
 void hp_engine_stop(hp_engine *engine);
+
+/* Regions of an engine, which stay the engine's to close: at most `room` of them, returns how many there are. */
+uint32_t hp_engine_regions(hp_engine *engine, hp_region_fd *regions, uint32_t room);
+/* A stopped engine that goes on with the regions of one whose process is dead: repaired, all counts and numbers
+ * as they were. Sizes in config must be the predecessor's, and other regions are refused; descriptors are duplicated.
+ * Its links have neither descriptors nor rules until they are claimed. */
+hp_engine *hp_engine_inherit(const hp_config *config, const hp_region_fd *regions, uint32_t count, hp_error *error);
+/* Gives a link of inherited regions its descriptor and its configuration; addresses (and a tunnel's ENI) must be
+ * those that it has, the ENI is claimed first. Each link once; links that were added need no claim. */
+int hp_eni_claim(hp_engine *engine, uint32_t link, const hp_eni_config *config, int fd, hp_error *error);
+int hp_tunnel_claim(hp_engine *engine, uint32_t link, const hp_tunnel_config *config, int fd, hp_error *error);
+/* Removes every link that nobody claimed; returns how many. */
+int hp_engine_abandon(hp_engine *engine, hp_error *error);
+/* Maps another process's regions for reading, alive or dead: only the functions under "Reading" and
+ * hp_engine_free() work on the result, the others fail. */
+hp_engine *hp_reader_new(const hp_config *config, const hp_region_fd *regions, uint32_t count, hp_error *error);
 
 /* An fd of -1 makes a link without a device, for hp_translate(). The engine never closes an fd. */
 int hp_eni_add(hp_engine *engine, const hp_eni_config *config, int fd, hp_error *error);
@@ -241,6 +265,10 @@ uint64_t hp_now(void);
 uint32_t hp_flows(hp_engine *engine, uint32_t *cursor, hp_flow_info *flows, uint32_t room);
 uint32_t hp_drops(hp_engine *engine, uint64_t *cursor, hp_drop *drops, uint32_t room);
 int hp_link_counters(hp_engine *engine, uint32_t link, hp_counters *counters, hp_error *error);
+/* Live flows of a link, draining or not; 0 for a number that is no link. */
+uint32_t hp_link_flows(hp_engine *engine, uint32_t link);
+/* When the link of that number was added, CLOCK_BOOTTIME ms; 0 for a number that never was one. */
+uint64_t hp_link_since(hp_engine *engine, uint32_t link);
 void hp_engine_status(hp_engine *engine, hp_status *status);
 void hp_engine_memory(hp_engine *engine, hp_memory *memory);
 const char *hp_reason_name(int reason);

@@ -12,6 +12,7 @@ _Static_assert(sizeof(((hp_counters *)0)->drops) == HP_REASONS * 8, "hp_counters
 _Static_assert(sizeof(hp_counters) % 64 == 0, "links do not share cache lines");
 _Static_assert(sizeof(((hp_error *)0)->text) == HP_ERROR_TEXT, "hp_error.text is HP_ERROR_TEXT long");
 _Static_assert(sizeof(((hp_eni_config *)0)->addresses) == HP_ENI_ADDRESSES * 4, "hp_eni_config.addresses");
+_Static_assert(sizeof(((hp_region_fd *)0)->name) == HP_REGION_NAME, "hp_region_fd.name");
 _Static_assert(sizeof(hp_rule) == 16, "rules are scanned in a row: four a cache line");
 _Static_assert(sizeof(hp_drop) == 40, "drop record");
 _Static_assert(sizeof(hp_packet) == 32, "packets are handled in rows of HP_BATCH");

@@ -1,16 +1,20 @@
 /* index.c: inserting into and removing from an index. See index.h. */
 #include "index.h"
 
+#include <stdio.h>
 #include <string.h>
 
 enum { HP_LAST = HP_SLOTS - 1 };
 
-int hp_index_new(hp_index *index, const char *name, uint32_t capacity, bool huge, hp_error *error) {
+int hp_index_open(hp_index *index, const hp_given *given, const char *name, uint32_t capacity, bool huge,
+                  hp_error *error) {
+  char passed[HP_REGION_NAME];
+  snprintf(passed, sizeof passed, "%s-passed", name);
   *index = (hp_index){0};
   index->count = (uint64_t)capacity * 8 / (HP_SLOTS * 5) + 1; /* load 5/8 */
-  if (hp_region_new(&index->bucket_region, name, index->count * sizeof(hp_bucket), huge, error))
+  if (hp_region_open(&index->bucket_region, given, name, index->count * sizeof(hp_bucket), huge, error))
     return -1;
-  if (hp_region_new(&index->passed_region, name, index->count * sizeof(uint16_t), false, error)) {
+  if (hp_region_open(&index->passed_region, given, passed, index->count * sizeof(uint16_t), false, error)) {
     hp_region_free(&index->bucket_region);
     return -1;
   }
@@ -23,6 +27,11 @@ void hp_index_free(hp_index *index) {
   hp_region_free(&index->bucket_region);
   hp_region_free(&index->passed_region);
   *index = (hp_index){0};
+}
+
+void hp_index_clear(hp_index *index) {
+  memset(index->buckets, 0, index->count * sizeof(hp_bucket));
+  memset(index->passed, 0, index->count * sizeof(uint16_t));
 }
 
 static void publish(uint32_t *slot, uint32_t value) { __atomic_store_n(slot, value, __ATOMIC_RELEASE); }

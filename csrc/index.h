@@ -33,7 +33,13 @@ typedef struct hp_index {
 } hp_index;
 
 /* For `capacity` numbers at a load of 0.625. */
-int hp_index_new(hp_index *index, const char *name, uint32_t capacity, bool huge, hp_error *error);
+int hp_index_open(hp_index *index, const hp_given *given, const char *name, uint32_t capacity, bool huge,
+                  hp_error *error);
+static inline int hp_index_new(hp_index *index, const char *name, uint32_t capacity, bool huge, hp_error *error) {
+  return hp_index_open(index, NULL, name, capacity, huge, error);
+}
+/* Takes all numbers out. */
+void hp_index_clear(hp_index *index);
 void hp_index_free(hp_index *index);
 
 static inline uint64_t hp_index_home(const hp_index *index, uint64_t hash) {

@@ -1,4 +1,4 @@
-/* links.c: tunnels and ENIs: made, given rules, removed. All by command, see engine.c.
+/* links.c: tunnels and ENIs: made, claimed, given rules, removed. All by command, see engine.c.
  *
  * A removed link drains: packets to it are dropped from then on, the sweep ends its flows, and its number
  * is given out again only after a whole pass, when nothing can name it any more.
@@ -17,7 +17,7 @@ static uint32_t take_link(hp_engine *engine, uint8_t kind, int fd, hp_error *err
   if (engine->free_count)
     number = engine->free_links[--engine->free_count];
   else if (engine->links_used <= engine->config.max_links)
-    number = engine->links_used++;
+    __atomic_store_n(&engine->shared->links_used, (number = engine->links_used++) + 1, __ATOMIC_RELEASE);
   else {
     hp_fail(error, ENOSPC, "all %u links are in use; raise max_links", engine->config.max_links);
     return 0;
@@ -26,12 +26,22 @@ static uint32_t take_link(hp_engine *engine, uint8_t kind, int fd, hp_error *err
   engine->links[number].kind = kind;
   engine->links[number].tokens = engine->config.refusal_rate * 1000;
   engine->links[number].tokens_at = (uint32_t)engine->worker.now;
-  engine->local[number] = (hp_link_local){.fd = fd};
+  uint64_t now = hp_now();
+  engine->links[number].since = now > engine->worker.now ? now : engine->worker.now;
+  engine->local[number] = (hp_link_local){.fd = fd, .claimed = 1};
   return number;
 }
 
-static void give_link(hp_engine *engine, uint32_t number) {
+/* From now on a successor finds a whole link. */
+static int made(hp_engine *engine, uint32_t number) {
+  __atomic_store_n(&engine->links[number].ready, 1, __ATOMIC_RELEASE);
+  return (int)number;
+}
+
+void hp_link_give(hp_engine *engine, uint32_t number) {
   hp_link *link = &engine->links[number];
+  __atomic_store_n(&link->ready, 0, __ATOMIC_RELEASE);
+  __atomic_thread_fence(__ATOMIC_RELEASE);
   for (uint32_t i = 0; i < link->address_count; i++)
     hp_address_remove(&engine->worker.ports, link->addresses[i]);
   free(engine->local[number].rules);
@@ -48,7 +58,7 @@ void hp_links_drained(hp_engine *engine) {
     if (!link->draining || engine->worker.pass < link->drain_pass)
       continue;
     engine->draining--;
-    give_link(engine, number);
+    hp_link_give(engine, number);
   }
 }
 
@@ -91,6 +101,13 @@ struct add {
   int fd;
 };
 
+static void configure_eni(hp_link *link, const hp_eni_config *c) {
+  link->mtu = c->mtu;
+  link->silent = c->silent != 0;
+  link->udp_mapping = (uint8_t)c->udp_mapping;
+  link->timers = fill_timers(&c->timers);
+}
+
 static int add_eni(hp_engine *engine, void *arguments, hp_error *error) {
   const struct add *add = arguments;
   const hp_eni_config *c = add->eni;
@@ -98,34 +115,37 @@ static int add_eni(hp_engine *engine, void *arguments, hp_error *error) {
   if (number == 0)
     return -1;
   hp_link *link = &engine->links[number];
-  link->mtu = c->mtu;
+  configure_eni(link, c);
   link->address = c->addresses[0];
-  link->silent = c->silent != 0;
-  link->udp_mapping = (uint8_t)c->udp_mapping;
-  link->timers = fill_timers(&c->timers);
   for (uint32_t i = 0; i < c->address_count; i++) {
     uint32_t address = hp_address_add(&engine->worker.ports, number, c->addresses[i]);
     if (address == HP_NONE) {
-      give_link(engine, number);
+      hp_link_give(engine, number);
       return hp_fail(error, ENOSPC, "all %u ENI addresses are in use; raise max_addresses",
                      engine->config.max_addresses);
     }
     link->addresses[link->address_count++] = address;
   }
   if (connect_link(engine, number, error)) {
-    give_link(engine, number);
+    hp_link_give(engine, number);
     return -1;
   }
-  return (int)number;
+  return made(engine, number);
 }
 
-int hp_eni_add(hp_engine *engine, const hp_eni_config *config, int fd, hp_error *error) {
+static int check_eni(const hp_eni_config *config, int fd, hp_error *error) {
   if (config->address_count < 1 || config->address_count > HP_ENI_ADDRESSES)
     return hp_fail(error, EINVAL, "an ENI has 1 to %d addresses, not %u", HP_ENI_ADDRESSES, config->address_count);
   if (config->udp_mapping > HP_UDP_ENDPOINT_DEPENDENT)
     return hp_fail(error, EINVAL, "udp_mapping is %u; it must be one of HP_UDP_*", config->udp_mapping);
   if (check_mtu(config->mtu, error) || check_timers(&config->timers, error) ||
       (fd >= 0 && hp_link_tun_check(fd, error)))
+    return -1;
+  return 0;
+}
+
+int hp_eni_add(hp_engine *engine, const hp_eni_config *config, int fd, hp_error *error) {
+  if (check_eni(config, fd, error))
     return -1;
   return hp_engine_run(engine, add_eni, &(struct add){.eni = config, .fd = fd}, error);
 }
@@ -152,17 +172,102 @@ static int add_tunnel(hp_engine *engine, void *arguments, hp_error *error) {
   link->max_flows = c->max_flows;
   link->pool = hp_random_below(&engine->worker.ports.random, eni->address_count);
   if (connect_link(engine, number, error)) {
-    give_link(engine, number);
+    hp_link_give(engine, number);
     return -1;
   }
   eni->tunnels++;
-  return (int)number;
+  return made(engine, number);
+}
+
+static int check_tunnel(const hp_tunnel_config *config, int fd, hp_error *error) {
+  return check_mtu(config->mtu, error) || (fd >= 0 && hp_link_tun_check(fd, error)) ? -1 : 0;
 }
 
 int hp_tunnel_add(hp_engine *engine, const hp_tunnel_config *config, int fd, hp_error *error) {
-  if (check_mtu(config->mtu, error) || (fd >= 0 && hp_link_tun_check(fd, error)))
+  if (check_tunnel(config, fd, error))
     return -1;
   return hp_engine_run(engine, add_tunnel, &(struct add){.tunnel = config, .fd = fd}, error);
+}
+
+/* ---- links of inherited regions ---- */
+
+static int find_unclaimed(const hp_engine *engine, uint32_t number, uint8_t kind, hp_error *error) {
+  const char *word = kind == HP_LINK_ENI ? "ENI" : "tunnel";
+  if (number == 0 || number >= engine->links_used || engine->links[number].kind != kind)
+    return hp_fail(error, ENOENT, "link %u is no %s; add it", number, word);
+  if (engine->links[number].draining)
+    return hp_fail(error, ENOENT, "%s %u was removed; add it anew", word, number);
+  if (engine->local[number].claimed)
+    return hp_fail(error, EEXIST, "%s %u is claimed already", word, number);
+  return 0;
+}
+
+static int claim(hp_engine *engine, uint32_t number, int fd, hp_error *error) {
+  engine->local[number].fd = fd;
+  if (connect_link(engine, number, error)) {
+    engine->local[number].fd = -1;
+    return -1;
+  }
+  engine->local[number].claimed = 1;
+  engine->links[number].gone = 0;
+  return (int)number;
+}
+
+static bool has_addresses(const hp_engine *engine, const hp_link *eni, const hp_eni_config *c) {
+  if (eni->address_count != c->address_count)
+    return false;
+  for (uint32_t i = 0; i < c->address_count; i++)
+    if (engine->worker.ports.addresses[eni->addresses[i]].address != c->addresses[i])
+      return false;
+  return true;
+}
+
+struct claim {
+  struct add add;
+  uint32_t number;
+};
+
+static int claim_eni(hp_engine *engine, void *arguments, hp_error *error) {
+  const struct claim *c = arguments;
+  if (find_unclaimed(engine, c->number, HP_LINK_ENI, error))
+    return -1;
+  hp_link *link = &engine->links[c->number];
+  if (!has_addresses(engine, link, c->add.eni))
+    return hp_fail(error, EINVAL, "ENI %u has other addresses; claim it with those, in their order", c->number);
+  if (claim(engine, c->number, c->add.fd, error) < 0)
+    return -1;
+  configure_eni(link, c->add.eni);
+  return (int)c->number;
+}
+
+int hp_eni_claim(hp_engine *engine, uint32_t link, const hp_eni_config *config, int fd, hp_error *error) {
+  if (check_eni(config, fd, error))
+    return -1;
+  return hp_engine_run(engine, claim_eni, &(struct claim){.add = {.eni = config, .fd = fd}, .number = link}, error);
+}
+
+static int claim_tunnel(hp_engine *engine, void *arguments, hp_error *error) {
+  const struct claim *c = arguments;
+  const hp_tunnel_config *config = c->add.tunnel;
+  if (find_unclaimed(engine, c->number, HP_LINK_TUNNEL, error) || find_eni(engine, config->eni, error))
+    return -1;
+  hp_link *link = &engine->links[c->number];
+  if (link->eni != config->eni || link->address != config->address)
+    return hp_fail(error, EINVAL, "tunnel %u has another ENI or address; claim it with those", c->number);
+  if (!engine->local[config->eni].claimed)
+    return hp_fail(error, EINVAL, "ENI %u of tunnel %u is not claimed; claim it first", config->eni, c->number);
+  if (claim(engine, c->number, c->add.fd, error) < 0)
+    return -1;
+  link->mtu = config->mtu;
+  link->max_flows = config->max_flows;
+  return (int)c->number;
+}
+
+int hp_tunnel_claim(hp_engine *engine, uint32_t link, const hp_tunnel_config *config, int fd, hp_error *error) {
+  if (check_tunnel(config, fd, error))
+    return -1;
+  return hp_engine_run(engine, claim_tunnel, &(struct claim){.add = {.tunnel = config, .fd = fd}, .number = link},
+                       error);
 }
 
 static int remove_link(hp_engine *engine, void *arguments, hp_error *error) {
@@ -188,6 +293,24 @@ static int remove_link(hp_engine *engine, void *arguments, hp_error *error) {
 int hp_link_remove(hp_engine *engine, uint32_t link, hp_error *error) {
   return hp_engine_run(engine, remove_link, &link, error);
 }
+
+static int abandon(hp_engine *engine, void *arguments, hp_error *error) {
+  (void)arguments;
+  int count = 0;
+  const uint8_t kinds[] = {HP_LINK_TUNNEL, HP_LINK_ENI}; /* an ENI with tunnels stays */
+  for (int i = 0; i < 2; i++)
+    for (uint32_t number = 1; number < engine->links_used; number++) {
+      const hp_link *link = &engine->links[number];
+      if (link->kind != kinds[i] || link->draining || engine->local[number].claimed)
+        continue;
+      if (remove_link(engine, &number, error))
+        return -1;
+      count++;
+    }
+  return count;
+}
+
+int hp_engine_abandon(hp_engine *engine, hp_error *error) { return hp_engine_run(engine, abandon, NULL, error); }
 
 struct rules {
   uint32_t eni;

@@ -1,7 +1,7 @@
 /* mapping.h: endpoint-independent mappings (RFC 4787 REQ-1) and ICMP query ids (RFC 5508 REQ-1): one
  * inside endpoint, one outside port, any number of flows. Reference-counted by its flows; when the last
- * ends, so does the mapping. A flow keeps its mapping's number, so this table can be rebuilt from the
- * flows. */
+ * ends, so does the mapping. A flow keeps its mapping's number, and repair.c
+ * rebuilds this table from the flows: a successor trusts nothing here but how far it was used. */
 #ifndef HP_MAPPING_H
 #define HP_MAPPING_H
 
@@ -19,15 +19,30 @@ typedef struct hp_mapping {
 } hp_mapping;
 _Static_assert(sizeof(hp_mapping) == 32, "two a cache line");
 
+/* The table's own words, before the mappings in their region. */
+typedef struct hp_mapping_control {
+  uint32_t used; /* numbers below this have been given out */
+  uint32_t live;
+  uint32_t free_head; /* number + 1 */
+  uint32_t reserved[13];
+} hp_mapping_control;
+_Static_assert(sizeof(hp_mapping_control) == 64, "mappings keep to their cache lines");
+
 typedef struct hp_mapping_table {
   hp_mapping *mappings;
-  uint32_t capacity, used, live, free_head;
+  hp_mapping_control *control;
+  uint32_t capacity;
   uint64_t seed[4];
   hp_index index;
   hp_region region;
 } hp_mapping_table;
 
-int hp_mapping_table_new(hp_mapping_table *table, uint32_t capacity, const uint64_t seed[4], hp_error *error);
+int hp_mapping_table_open(hp_mapping_table *table, const hp_given *given, uint32_t capacity, const uint64_t seed[4],
+                          hp_error *error);
+static inline int hp_mapping_table_new(hp_mapping_table *table, uint32_t capacity, const uint64_t seed[4],
+                                       hp_error *error) {
+  return hp_mapping_table_open(table, NULL, capacity, seed, error);
+}
 void hp_mapping_table_free(hp_mapping_table *table);
 
 /* The mapping of an inside endpoint, or HP_NONE. */
@@ -39,5 +54,11 @@ static inline void hp_mapping_hold(hp_mapping_table *table, uint32_t number) { t
 bool hp_mapping_drop(hp_mapping_table *table, uint32_t number, hp_mapping *ended);
 /* Frees a mapping that has no references. */
 void hp_mapping_free(hp_mapping_table *table, uint32_t number);
+
+/* To rebuild the table: empty it, put back each mapping under its number as often as a flow refers to it, then
+ * list what is free. False when another mapping has that number. */
+void hp_mapping_clear(hp_mapping_table *table);
+bool hp_mapping_restore(hp_mapping_table *table, uint32_t number, const hp_mapping *mapping);
+void hp_mapping_restored(hp_mapping_table *table);
 
 #endif

@@ -11,12 +11,18 @@ enum {
   OWNER = 1 /* in hp_address.owner: the only worker there is, + 1 */
 };
 
-int hp_ports_new(hp_ports *ports, uint32_t addresses, uint32_t max_flows, uint32_t quarantine, uint64_t seed,
-                 hp_error *error) {
+int hp_ports_open(hp_ports *ports, const hp_given *given, uint32_t addresses, uint32_t max_flows, uint32_t quarantine,
+                  uint64_t seed, hp_error *error) {
   *ports = (hp_ports){.count = addresses, .quarantine = quarantine, .region.fd = -1};
   ports->dense_capacity = max_flows / HP_SLICE_PORTS + 16;
-  if (hp_region_new(&ports->region, "hp-addresses", (uint64_t)addresses * sizeof(hp_address), false, error) ||
-      hp_index_new(&ports->dense_index, "hp-index-dense", ports->dense_capacity, false, error)) {
+  uint64_t bytes = sizeof(hp_ports_shown) + (uint64_t)addresses * sizeof(hp_address);
+  if (hp_region_open(&ports->region, given, "hp-addresses", bytes, false, error))
+    return -1;
+  ports->shown = ports->region.at;
+  ports->addresses = (void *)(ports->shown + 1);
+  if (given && given->read_only)
+    return 0;
+  if (hp_index_new(&ports->dense_index, "hp-index-dense", ports->dense_capacity, false, error)) {
     hp_ports_free(ports);
     return -1;
   }
@@ -25,7 +31,7 @@ int hp_ports_new(hp_ports *ports, uint32_t addresses, uint32_t max_flows, uint32
     hp_ports_free(ports);
     return hp_fail(error, 12, "no memory for port bitmaps; lower max_flows");
   }
-  ports->addresses = ports->region.at;
+  ports->shown->dense = 0;
   hp_random_init(&ports->random, seed);
   return 0;
 }
@@ -60,7 +66,8 @@ uint32_t hp_address_add(hp_ports *ports, uint32_t eni, uint32_t address) {
     hp_address *record = &ports->addresses[number];
     if (record->eni)
       continue;
-    memset(record, 0, offsetof(hp_address, quarantine));
+    memset((char *)record + offsetof(hp_address, owner), 0,
+           offsetof(hp_address, quarantine) - offsetof(hp_address, owner));
     record->address = address;
     record->eni = eni;
     for (int i = 0; i < FIRST_LEASE; i++)
@@ -149,6 +156,38 @@ void hp_port_claim(hp_ports *ports, uint32_t number, int kind, uint16_t port) {
   *word_of(ports->addresses[number].taken[kind], port) |= bit_of(port);
 }
 
+void hp_ports_clear(hp_ports *ports, uint32_t number) {
+  hp_address *address = &ports->addresses[number];
+  memset(address->taken, 0, sizeof address->taken);
+  address->leased = 0;
+  for (uint32_t slice = 0; slice < HP_SLICES; slice++) {
+    if (address->owner[slice] == OWNER)
+      address->slices[address->leased++] = (uint8_t)slice;
+    else
+      address->owner[slice] = 0;
+  }
+  if (address->leased == 0)
+    lease(ports, address);
+}
+
+/* An entry that was being written when the writer died may name any port: it counts when nobody has it. */
+void hp_ports_restored(hp_ports *ports, uint32_t number) {
+  hp_address *address = &ports->addresses[number];
+  for (int kind = 0; kind < 2; kind++) {
+    uint32_t from = address->head[kind], end = address->tail[kind], to = from;
+    if (end - from > HP_QUARANTINE)
+      end = from;
+    for (; from != end; from++) {
+      const hp_quarantined rests = address->quarantine[kind][from % HP_QUARANTINE];
+      if (rests.port < HP_PORT_FIRST || *word_of(address->taken[kind], rests.port) & bit_of(rests.port))
+        continue;
+      *word_of(address->taken[kind], rests.port) |= bit_of(rests.port);
+      address->quarantine[kind][to++ % HP_QUARANTINE] = rests;
+    }
+    address->tail[kind] = to;
+  }
+}
+
 /* ---- ports shared per destination ---- */
 
 static hp_key destination_of(const hp_key *key) {
@@ -180,7 +219,7 @@ static hp_dense *dense_new(hp_ports *ports, const hp_flow_table *flows, const hp
   hp_dense *dense = &ports->dense[number];
   memset(dense, 0, sizeof *dense);
   dense->destination = *destination;
-  ports->dense_live++;
+  ports->shown->dense = ++ports->dense_live;
   hp_index_insert(&ports->dense_index, hp_key_hash(flows, destination), number); /* as large as the pool */
   return dense;
 }
@@ -190,7 +229,7 @@ static void dense_remove(hp_ports *ports, const hp_flow_table *flows, hp_dense *
   hp_index_remove(&ports->dense_index, hp_key_hash(flows, &dense->destination), number);
   dense->next_free = ports->dense_free;
   ports->dense_free = number + 1;
-  ports->dense_live--;
+  ports->shown->dense = --ports->dense_live;
 }
 
 static void learn(hp_dense *dense, uint16_t port) {

@@ -54,19 +54,30 @@ typedef struct hp_dense {
   uint64_t taken[HP_PORT_WORDS];
 } hp_dense;
 
+/* Before the addresses in their region. */
+typedef struct hp_ports_shown {
+  uint32_t dense; /* dense_live, for readers */
+  uint32_t reserved[15];
+} hp_ports_shown;
+
 typedef struct hp_ports {
   hp_address *addresses; /* numbers below .count */
+  hp_ports_shown *shown;
   uint32_t count;
   uint32_t quarantine; /* ms */
   hp_region region;
-  hp_dense *dense; /* derived from the flows: not worth a region */
+  hp_dense *dense; /* derived from the flows, when a destination is short again: not worth a region */
   uint32_t dense_capacity, dense_used, dense_live, dense_free;
   hp_index dense_index;
   hp_random random;
 } hp_ports;
 
-int hp_ports_new(hp_ports *ports, uint32_t addresses, uint32_t max_flows, uint32_t quarantine, uint64_t seed,
-                 hp_error *error);
+int hp_ports_open(hp_ports *ports, const hp_given *given, uint32_t addresses, uint32_t max_flows, uint32_t quarantine,
+                  uint64_t seed, hp_error *error);
+static inline int hp_ports_new(hp_ports *ports, uint32_t addresses, uint32_t max_flows, uint32_t quarantine,
+                               uint64_t seed, hp_error *error) {
+  return hp_ports_open(ports, NULL, addresses, max_flows, quarantine, seed, error);
+}
 void hp_ports_free(hp_ports *ports);
 
 /* Address numbers live as long as the ENI. HP_NONE when all records are in use. */
@@ -77,8 +88,11 @@ void hp_address_remove(hp_ports *ports, uint32_t number);
 uint16_t hp_port_take(hp_ports *ports, uint32_t address, int kind, uint16_t like, uint64_t now);
 /* Ends exclusive use: into quarantine. */
 void hp_port_give(hp_ports *ports, uint32_t address, int kind, uint16_t port, uint64_t now);
-/* Marks a port as taken, when mappings are rebuilt. */
+/* To rebuild what is taken of an address: nothing is, and its leases are those that name their owner; then
+ * every mapping claims its port; then what rests in quarantine and is not claimed is taken again. */
+void hp_ports_clear(hp_ports *ports, uint32_t address);
 void hp_port_claim(hp_ports *ports, uint32_t address, int kind, uint16_t port);
+void hp_ports_restored(hp_ports *ports, uint32_t address);
 
 /* A port that is free towards a destination: `key` is the outside key of the flow to be, and gets the
  * port. Returns it, or 0 when every port is taken there. */

@@ -1,7 +1,9 @@
-/* read.c: looking at an engine from outside its worker: flows, drops, counters. Nothing here stops the
+/* read.c: looking at an engine from outside its worker, or its process: flows, drops, counters. Nothing here stops the
  * worker or makes it wait; what is copied is consistent by sequence numbers (flows, drop records) or word
- * by word (counters). */
+ * by word (counters). A reader in another process trusts no number that it finds: it may be that of a link that
+ * is not there. */
 #include <errno.h>
+#include <string.h>
 
 #include "engine.h"
 #include "nat.h"
@@ -43,7 +45,7 @@ static uint64_t widen(uint64_t now, uint32_t low) { return now + (uint64_t)(int6
 static void describe(const hp_engine *engine, uint32_t number, const hp_flow *flow, const hp_flow_cold *cold,
                      hp_flow_info *info) {
   const hp_half *inside = &flow->half[HP_INSIDE], *outside = &flow->half[HP_OUTSIDE];
-  uint64_t now = __atomic_load_n(&engine->worker.now, __ATOMIC_RELAXED);
+  uint64_t now = __atomic_load_n(&engine->shared->now, __ATOMIC_RELAXED);
   uint64_t seen_inside = widen(now, inside->last_seen), seen_outside = widen(now, outside->last_seen);
   *info = (hp_flow_info){.id = hp_flow_id(flow, number),
                          .packets_out = inside->packets,
@@ -65,6 +67,18 @@ static void describe(const hp_engine *engine, uint32_t number, const hp_flow *fl
                          .state = hp_flow_state(flow)};
 }
 
+static uint32_t links_used(const hp_engine *engine) {
+  uint32_t used = __atomic_load_n(&engine->shared->links_used, __ATOMIC_ACQUIRE);
+  return used <= engine->config.max_links ? used : engine->config.max_links + 1;
+}
+
+static bool is_possible(const hp_engine *engine, const hp_flow *flow) {
+  uint8_t protocol = (uint8_t)flow->half[HP_INSIDE].key.link;
+  return flow->half[HP_INSIDE].out_link <= engine->config.max_links &&
+         flow->half[HP_OUTSIDE].out_link <= engine->config.max_links &&
+         (protocol == HP_TCP || protocol == HP_UDP || protocol == HP_ICMP);
+}
+
 /* A removed link's flows are over, though the sweep has yet to take them out. */
 static bool is_draining(const hp_engine *engine, const hp_flow *flow) {
   return engine->links[flow->half[HP_INSIDE].out_link].draining ||
@@ -74,10 +88,11 @@ static bool is_draining(const hp_engine *engine, const hp_flow *flow) {
 uint32_t hp_flows(hp_engine *engine, uint32_t *cursor, hp_flow_info *flows, uint32_t room) {
   const hp_flow_table *table = &engine->worker.flows;
   uint32_t used = __atomic_load_n(&table->control->used, __ATOMIC_ACQUIRE), count = 0;
+  used = used < engine->config.max_flows ? used : engine->config.max_flows;
   for (; *cursor < used && count < room; ++*cursor) {
     hp_flow flow;
     hp_flow_cold cold;
-    if (hp_flow_read(table, *cursor, &flow, &cold) && !is_draining(engine, &flow))
+    if (hp_flow_read(table, *cursor, &flow, &cold) && is_possible(engine, &flow) && !is_draining(engine, &flow))
       describe(engine, *cursor, &flow, &cold, &flows[count++]);
   }
   return count;
@@ -85,7 +100,7 @@ uint32_t hp_flows(hp_engine *engine, uint32_t *cursor, hp_flow_info *flows, uint
 
 uint32_t hp_drops(hp_engine *engine, uint64_t *cursor, hp_drop *drops, uint32_t room) {
   const hp_worker *worker = &engine->worker;
-  uint64_t last = __atomic_load_n(&worker->drop_count, __ATOMIC_ACQUIRE), length = worker->drop_mask + 1;
+  uint64_t last = __atomic_load_n(&worker->shared->drop_count, __ATOMIC_ACQUIRE), length = worker->drop_mask + 1;
   uint64_t next = *cursor + 1;
   uint32_t count = 0;
   if (last > length && next < last - length + 1)
@@ -96,7 +111,7 @@ uint32_t hp_drops(hp_engine *engine, uint64_t *cursor, hp_drop *drops, uint32_t 
       continue;
     drops[count] = *drop;
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
-    if (__atomic_load_n(&drop->number, __ATOMIC_ACQUIRE) == next)
+    if (__atomic_load_n(&drop->number, __ATOMIC_ACQUIRE) == next && drops[count].reason < HP_REASON_COUNT)
       count++;
   }
   *cursor = next - 1;
@@ -104,7 +119,7 @@ uint32_t hp_drops(hp_engine *engine, uint64_t *cursor, hp_drop *drops, uint32_t 
 }
 
 int hp_link_counters(hp_engine *engine, uint32_t number, hp_counters *counters, hp_error *error) {
-  if (number == 0 || number >= engine->links_used || engine->links[number].kind == HP_LINK_FREE)
+  if (number == 0 || number >= links_used(engine) || engine->links[number].kind == HP_LINK_FREE)
     return hp_fail(error, ENOENT, "there is no link %u", number);
   const hp_link *link = &engine->links[number];
   *counters = (hp_counters){.packets_in = link->packets_in,
@@ -114,57 +129,53 @@ int hp_link_counters(hp_engine *engine, uint32_t number, hp_counters *counters, 
                             .flows_created = link->flows_created,
                             .flows_ended = link->flows_ended,
                             .refusals_sent = link->refusals_sent,
-                            .gone = engine->local[number].gone != 0};
+                            .gone = link->gone != 0};
   for (int reason = 0; reason < HP_REASON_COUNT; reason++)
     counters->drops[reason] = link->drops[reason];
   return 0;
 }
 
-void hp_engine_status(hp_engine *engine, hp_status *status) {
-  const hp_worker *worker = &engine->worker;
-  uint32_t io = HP_IO_AUTO;
-  if (engine->running)
-    io = worker->io_ops == &hp_io_uring ? HP_IO_URING : HP_IO_EPOLL;
-  *status = (hp_status){.flows = worker->flows.control->live,
-                        .flows_high = worker->flows.control->used,
-                        .mappings = worker->mappings.live,
-                        .dense_destinations = worker->ports.dense_live,
-                        .loops = worker->loops,
-                        .batches = worker->batches,
-                        .packets = worker->io_counters.packets,
-                        .writes = worker->io_counters.writes,
-                        .no_buffers = worker->io_counters.no_buffers,
-                        .io = io,
-                        .running = (uint32_t)engine->running};
+uint32_t hp_link_flows(hp_engine *engine, uint32_t number) {
+  return number < links_used(engine) ? __atomic_load_n(&engine->links[number].flows, __ATOMIC_RELAXED) : 0;
 }
 
-void hp_engine_memory(hp_engine *engine, hp_memory *memory) {
+uint64_t hp_link_since(hp_engine *engine, uint32_t number) {
+  return number < links_used(engine) ? __atomic_load_n(&engine->links[number].since, __ATOMIC_RELAXED) : 0;
+}
+
+void hp_engine_status(hp_engine *engine, hp_status *status) {
+  const hp_worker *worker = &engine->worker;
+  const hp_shared *shared = engine->shared;
+  *status = (hp_status){.flows = worker->flows.control->live,
+                        .flows_high = worker->flows.control->used,
+                        .mappings = worker->mappings.control->live,
+                        .dense_destinations = worker->ports.shown->dense,
+                        .loops = shared->loops,
+                        .batches = shared->batches,
+                        .packets = shared->io_counters.packets,
+                        .writes = shared->io_counters.writes,
+                        .no_buffers = shared->io_counters.no_buffers,
+                        .io = shared->io,
+                        .running = shared->running};
+}
+
+void hp_engine_memory(hp_engine *engine, hp_memory *memory) { *memory = engine->shared->memory; }
+
+void hp_all_regions(const hp_engine *engine, const hp_region *regions[HP_REGIONS]) {
   const hp_worker *w = &engine->worker;
-  const hp_region *const per_flow[] = {&w->flows.flow_region,
-                                       &w->flows.cold_region,
-                                       &w->flows.index[0].bucket_region,
-                                       &w->flows.index[0].passed_region,
-                                       &w->flows.index[1].bucket_region,
-                                       &w->flows.index[1].passed_region};
-  const hp_region *const others[] = {&w->flows.control_region,
-                                     &w->mappings.region,
-                                     &w->mappings.index.bucket_region,
-                                     &w->mappings.index.passed_region,
-                                     &w->ports.region,
-                                     &w->ports.dense_index.bucket_region,
-                                     &w->ports.dense_index.passed_region,
-                                     &w->drop_region,
-                                     &engine->link_region};
-  *memory = (hp_memory){0};
-  for (unsigned i = 0; i < sizeof per_flow / sizeof *per_flow; i++) {
-    memory->bytes += per_flow[i]->bytes;
-    memory->huge_bytes += per_flow[i]->huge;
-    memory->regions++;
-  }
-  memory->bytes_per_flow = (uint32_t)(memory->bytes / engine->config.max_flows);
-  for (unsigned i = 0; i < sizeof others / sizeof *others; i++) {
-    memory->bytes += others[i]->bytes;
-    memory->huge_bytes += others[i]->huge;
-    memory->regions++;
-  }
+  const hp_region *const all[HP_REGIONS] = {&w->flows.flow_region,
+                                            &w->flows.cold_region,
+                                            &w->flows.index[0].bucket_region,
+                                            &w->flows.index[0].passed_region,
+                                            &w->flows.index[1].bucket_region,
+                                            &w->flows.index[1].passed_region,
+                                            &w->flows.control_region,
+                                            &w->mappings.region,
+                                            &w->mappings.index.bucket_region,
+                                            &w->mappings.index.passed_region,
+                                            &w->ports.region,
+                                            &w->drop_region,
+                                            &engine->link_region,
+                                            &engine->shared_region};
+  memcpy(regions, all, sizeof all);
 }

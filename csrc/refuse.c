@@ -7,7 +7,7 @@
 #include "nat.h"
 
 static void record(hp_worker *worker, uint32_t link, uint32_t length, hp_reason reason, const hp_headers *h) {
-  uint64_t count = worker->drop_count + 1;
+  uint64_t count = worker->shared->drop_count + 1;
   hp_drop *drop = &worker->drops[count & worker->drop_mask];
   __atomic_store_n(&drop->number, 0, __ATOMIC_RELEASE); /* a reader sees that it is being written */
   __atomic_thread_fence(__ATOMIC_RELEASE);
@@ -21,7 +21,7 @@ static void record(hp_worker *worker, uint32_t link, uint32_t length, hp_reason 
   drop->protocol = h->protocol;
   drop->reason = (uint8_t)reason;
   __atomic_store_n(&drop->number, count, __ATOMIC_RELEASE);
-  __atomic_store_n(&worker->drop_count, count, __ATOMIC_RELEASE);
+  __atomic_store_n(&worker->shared->drop_count, count, __ATOMIC_RELEASE);
 }
 
 void hp_drop_packet(hp_worker *worker, hp_packet *packet, const hp_headers *headers, hp_reason reason) {

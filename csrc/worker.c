@@ -23,7 +23,7 @@ static void output_failed(void *context, uint32_t link, hp_reason reason) {
 
 static void device_gone(void *context, uint32_t link) {
   hp_worker *worker = context;
-  worker->engine->local[link].gone = 1;
+  worker->engine->links[link].gone = 1;
 }
 
 static void run_commands(hp_engine *engine) {
@@ -67,9 +67,9 @@ static void turn(hp_worker *worker) {
   run_commands(engine);
   uint32_t count = worker->io_ops->receive(worker->io, packets, wait_for(engine));
   hp_clock_set(worker, hp_now());
-  worker->loops++;
+  worker->shared->loops++;
   if (count) {
-    worker->batches++;
+    worker->shared->batches++;
     hp_nat_batch(worker, packets, count);
     send_batch(worker, packets, count);
     worker->io_ops->flush(worker->io);
@@ -85,7 +85,7 @@ static int open_io(hp_engine *engine) {
                          .failed = output_failed,
                          .gone = device_gone,
                          .context = worker,
-                         .counters = &worker->io_counters};
+                         .counters = &worker->shared->io_counters};
   worker->io = worker->io_ops->open(&config, &engine->start_error);
   if (!worker->io)
     return -1;
@@ -100,11 +100,18 @@ static int open_io(hp_engine *engine) {
   return 0;
 }
 
+static void show_io(hp_worker *worker) {
+  __atomic_store_n(&worker->shared->io, worker->io_ops == &hp_io_uring ? HP_IO_URING : HP_IO_EPOLL, __ATOMIC_RELAXED);
+  __atomic_store_n(&worker->shared->running, 1, __ATOMIC_RELAXED);
+}
+
 static void *loop(void *argument) {
   hp_engine *engine = argument;
   hp_worker *worker = &engine->worker;
   int opened = open_io(engine);
   __atomic_store_n(&engine->running, opened == 0, __ATOMIC_RELEASE);
+  if (opened == 0)
+    show_io(worker);
   sem_post(&engine->started);
   while (opened == 0 && !__atomic_load_n(&engine->stop, __ATOMIC_ACQUIRE))
     turn(worker);
@@ -144,4 +151,6 @@ void hp_worker_stop(hp_engine *engine) {
     abort();
   pthread_join(engine->worker.thread, NULL);
   engine->running = 0;
+  __atomic_store_n(&engine->shared->running, 0, __ATOMIC_RELAXED);
+  __atomic_store_n(&engine->shared->io, HP_IO_AUTO, __ATOMIC_RELAXED);
 }

@@ -5,8 +5,10 @@ No method opens a device, resolves a name or decides a policy: descriptors and r
 
 from hyperplane._native import ffi, lib
 from hyperplane.dataplane import native
+from hyperplane.dataplane.config import EngineConfig
 from hyperplane.dataplane.engine import Engine
 from hyperplane.dataplane.links import Eni, Link, Translated, Tunnel
+from hyperplane.dataplane.reader import Reader
 from hyperplane.model import (
     Counters,
     Drop,
@@ -25,11 +27,13 @@ __all__ = [
     "Counters",
     "Drop",
     "Engine",
+    "EngineConfig",
     "Eni",
     "Flow",
     "FlowState",
     "Link",
     "Memory",
+    "Reader",
     "Reason",
     "Rule",
     "SecurityGroup",

@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import threading
 from array import array
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address
 from operator import add
-from types import TracebackType
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 from hyperplane._native import ffi, lib
 from hyperplane.dataplane import checks, native
+from hyperplane.dataplane.claims import Linked, eni_config, tunnel_config
+from hyperplane.dataplane.config import EngineConfig
+from hyperplane.dataplane.handle import given
 from hyperplane.dataplane.links import Eni, Link, Translated, Tunnel
-from hyperplane.errors import AddressInUse, EngineError, InvalidValue
-from hyperplane.model import (
-    LONGEST_TIMER,
-    Counters,
-    Drop,
-    Flow,
-    Io,
-    Memory,
-    SecurityGroup,
-    Status,
-    Timers,
-    UdpMapping,
-)
+from hyperplane.errors import EngineError, InvalidValue
+from hyperplane.model import Counters, Flow, Io, SecurityGroup, Timers, UdpMapping
 
-ROOM = 1024  # records read at once
 SPARE = 640  # bytes after a packet in memory: an ICMP error quotes up to 548 bytes (RFC 1812 section 4.3.2.3)
-UINT32 = 0xFFFFFFFF
 UINT64 = 0xFFFFFFFFFFFFFFFF
-# RFC 791 section 3.1: every host takes 576 bytes; a link of less would make nonsense of the MSS clamp.
-LEAST_MTU, LARGEST_MTU = 576, 65535
 
 
-class Engine:
+class Engine(Linked):
     """A translation engine: its tables, its links and, once started, its worker thread.
 
     Every method may be called from any thread. Changes are carried out when the call returns, whether the worker
@@ -65,29 +50,49 @@ class Engine:
         huge_pages: bool = True,
         seed: int = 0,
     ) -> None:
-        config = ffi.new("hp_config *")
-        config.max_flows = checks.integer("max_flows", max_flows, 1, lib.HP_MAX_FLOWS)
-        config.max_mappings = checks.integer("max_mappings", max_mappings, 0, lib.HP_MAX_FLOWS)
-        config.max_links = checks.integer("max_links", max_links, 2, lib.HP_MAX_LINKS)
-        config.max_addresses = checks.integer("max_addresses", max_addresses, 1, 65_536)
-        config.drop_records = checks.integer("drop_records", drop_records, 1, 1 << 24)
-        config.buffers = checks.power_of_two("buffers", buffers, 64, 32_768)
-        config.io = native.IO[checks.choice("io", io, native.IO)]
-        config.refusal_rate = checks.integer("refusal_rate", refusal_rate, 1, 1_000_000)
-        config.port_quarantine = checks.milliseconds("port_quarantine", port_quarantine, LONGEST_TIMER)
-        config.huge_pages = checks.instance("huge_pages", huge_pages, bool)
-        config.seed = checks.integer("seed", seed, 0, UINT64)
-        self._lock = threading.RLock()
-        self._links: dict[int, Link] = {}
-        self._taken: set[tuple[Eni, str]] = set()  # names of tunnels: attaching takes as long with 10,000 as with one
-        self._names = native.Names()
+        self._begin(
+            EngineConfig(
+                max_flows=max_flows,
+                max_mappings=max_mappings,
+                max_links=max_links,
+                max_addresses=max_addresses,
+                io=io,
+                buffers=buffers,
+                drop_records=drop_records,
+                refusal_rate=refusal_rate,
+                port_quarantine=port_quarantine,
+                huge_pages=huge_pages,
+                seed=seed,
+            ),
+            lib.hp_engine_new,
+        )
+
+    @classmethod
+    def inherit(cls, config: EngineConfig, regions: Mapping[str, int]) -> Self:
+        """A stopped engine that goes on with the memory of one whose process is dead.
+
+        config and regions are the predecessor's (`Engine.config`, `Engine.regions()`); the descriptors are duplicated.
+        Whatever the predecessor was doing when it died is put right: at most the one flow that it was making or ending
+        is lost. Flows, their ids and ports, link numbers, counters and the drop ring go on. The links await
+        claim_eni(), claim_tunnel() or abandon_unclaimed(); unclaimed ones carry no packet. Two engines at work on the
+        same regions ruin both: be sure that the process is dead. Raises InvalidValue, and EngineError when the regions
+        are not those of such an engine.
+        """
+        table, count = given(regions)
+        engine = cls.__new__(cls)
+        engine._begin(config, lambda block, error: lib.hp_engine_inherit(block, table, count, error))
+        return engine
+
+    def _begin(self, config: EngineConfig, make: Callable[[Any, Any], Any]) -> None:
         self._latest = 0  # the latest time that translate() or sweep() was given
-        self._engine: Any = None
-        self._error = ffi.new("hp_error *")
-        engine = lib.hp_engine_new(config, self._error)
-        if not engine:
-            native.fail(self._error, "engine")
-        self._engine = ffi.gc(engine, lib.hp_engine_free)
+        super().__init__(config, make)
+
+    def regions(self) -> dict[str, int]:
+        """The memfds that hold the engine's state, by name, for a successor or a Reader; they stay the engine's."""
+        with self._open() as engine:
+            table = ffi.new("hp_region_fd[]", lib.HP_REGIONS)
+            lib.hp_engine_regions(engine, table, lib.HP_REGIONS)
+            return {ffi.string(entry.name).decode(): entry.fd for entry in table}
 
     # Life
 
@@ -107,19 +112,10 @@ class Engine:
         with self._lock:
             if self._engine is None:
                 return
-            engine, self._engine = self._engine, None
             self._links.clear()
             self._taken.clear()
-            lib.hp_engine_stop(engine)
-            ffi.release(engine)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+            lib.hp_engine_stop(self._engine)
+            super().close()
 
     # Links
 
@@ -141,19 +137,7 @@ class Engine:
         mtu: of the path into the VPC as far as known. silent: refusals are not told to the sender. The same address
         on two ENIs is allowed: VPCs overlap. Raises InvalidValue, NotATunnel, DeviceError, EngineError.
         """
-        checks.name("ENI name", name)
-        what = f"ENI {name}"
-        config = ffi.new("hp_eni_config *")
-        checked = checks.addresses(f"address of {what}", addresses)
-        config.addresses = [int(address) for address in checked] + [0] * (lib.HP_ENI_ADDRESSES - len(checked))
-        config.address_count = len(checked)
-        config.mtu = checks.integer(f"MTU of {what}", mtu, LEAST_MTU, LARGEST_MTU)
-        config.udp_mapping = native.UDP_MAPPINGS[
-            checks.choice(f"UDP mapping of {what}", udp_mapping, get_args(UdpMapping))
-        ]
-        config.silent = checks.instance(f"silent of {what}", silent, bool)
-        native.set_timers(config.timers, checks.instance(f"timers of {what}", timers, Timers))
-        checks.integer(f"descriptor of {what}", fd, -1, 0x7FFFFFFF)
+        what, config, checked = eni_config(name, addresses, fd, mtu, timers, udp_mapping, silent)
         groups = checks.groups(f"security groups of {what}", security_groups)
         with self._open() as engine:
             number = lib.hp_eni_add(engine, config, fd, self._error)
@@ -176,28 +160,14 @@ class Engine:
         name must be unique among the tunnels of the ENI. max_flows: its own limit of flows, 0 for none. fd: as in
         add_eni(). Raises InvalidValue, AddressInUse (the ENI's own address), NotATunnel, DeviceError, EngineError.
         """
-        checks.name("tunnel name", name)
-        what = f"tunnel {name}"
-        checked = checks.unicast(f"address of {what}", address)
-        config = ffi.new("hp_tunnel_config *")
-        config.address = int(checked)
-        config.mtu = checks.integer(f"MTU of {what}", mtu, LEAST_MTU, LARGEST_MTU)
-        config.max_flows = checks.integer(f"max_flows of {what}", max_flows, 0, lib.HP_MAX_FLOWS)
-        checks.integer(f"descriptor of {what}", fd, -1, 0x7FFFFFFF)
+        what, config, checked = tunnel_config(name, address, fd, mtu, max_flows)
         with self._open() as engine:
-            config.eni = self._known(eni, Eni).number
-            if checked in eni.addresses:
-                remedy = "give the environment another inside address"
-                raise AddressInUse(f"{what}: {checked} is an address of ENI {eni.name}", resource=what, remedy=remedy)
-            if (eni, name) in self._taken:
-                remedy = "give each tunnel of an ENI its own name"
-                raise InvalidValue(f"{what}: ENI {eni.name} has one of that name", resource=what, remedy=remedy)
+            config.eni = self._free_for(eni, name, checked)
             number = lib.hp_tunnel_add(engine, config, fd, self._error)
             if number < 0:
                 native.fail(self._error, what, device=fd >= 0)
             tunnel = Tunnel(number, name, eni, checked, mtu, max_flows)
             self._add(tunnel)
-            self._taken.add((eni, name))
         return tunnel
 
     def remove(self, link: Link) -> None:
@@ -214,26 +184,6 @@ class Engine:
             del self._links[link.number]
             if isinstance(link, Tunnel):
                 self._taken.discard((link.eni, link.name))
-
-    def set_security_groups(self, eni: Eni, groups: Iterable[SecurityGroup]) -> None:
-        """Replaces the ENI's rules at once. They are evaluated when a flow begins: flows that exist go on."""
-        with self._open() as engine:
-            self._known(eni, Eni)
-            checked = checks.groups(f"security groups of ENI {eni.name}", groups)
-            table, count = native.rule_table(rule for group in checked for rule in group.rules)
-            if lib.hp_eni_rules(engine, eni.number, table, count, self._error):
-                native.fail(self._error, f"ENI {eni.name}")
-            eni._groups[:] = checked
-
-    @property
-    def enis(self) -> tuple[Eni, ...]:
-        with self._lock:
-            return tuple(link for link in self._links.values() if isinstance(link, Eni))
-
-    @property
-    def tunnels(self) -> tuple[Tunnel, ...]:
-        with self._lock:
-            return tuple(link for link in self._links.values() if isinstance(link, Tunnel))
 
     # Packets in memory
 
@@ -286,23 +236,7 @@ class Engine:
         """All flows, or those of one tunnel."""
         with self._open():
             number = -1 if tunnel is None else self._known(tunnel, Tunnel).number
-        records = ffi.new("hp_flow_info[]", ROOM)
-        return [
-            native.flow(records[i], self._names)
-            for count in self._read(lib.hp_flows, ffi.new("uint32_t *"), records)
-            for i in range(count)
-            if number in (-1, records[i].tunnel)
-        ]
-
-    def drops(self, *, after: int = 0) -> list[Drop]:
-        """Records of the drop ring, oldest first, from the one numbered after + 1 on."""
-        cursor = ffi.new("uint64_t *", checks.integer("after", after, 0, UINT64 >> 1))
-        records = ffi.new("hp_drop[]", ROOM)
-        return [
-            native.drop(records[i], self._names)
-            for count in self._read(lib.hp_drops, cursor, records)
-            for i in range(count)
-        ]
+        return self._flows(number)
 
     def counters(self, link: Link | None = None) -> Counters:
         """Counters of one link, or the sum over the links that exist, in which every flow counts once."""
@@ -323,53 +257,10 @@ class Engine:
         words[:] = memoryview(array("Q", total))
         return native.counters(block)
 
-    def status(self) -> Status:
-        with self._open() as engine:
-            block = ffi.new("hp_status *")
-            lib.hp_engine_status(engine, block)
-            return native.status(block)
-
-    def memory(self) -> Memory:
-        with self._open() as engine:
-            block = ffi.new("hp_memory *")
-            lib.hp_engine_memory(engine, block)
-            return native.memory(block)
-
     # Within
-
-    @contextmanager
-    def _open(self) -> Iterator[Any]:
-        """The C engine, which cannot be closed meanwhile: calls take turns. The worker waits for nobody."""
-        with self._lock:
-            if self._engine is None:
-                raise EngineError("the engine is closed", resource="engine", remedy="make a new Engine")
-            yield self._engine
-
-    def _read(self, read: Callable[[Any, Any, Any, int], int], cursor: Any, records: Any) -> Iterator[int]:
-        """Fills records again and again; gives how many. Others may call meanwhile: a million flows take their time."""
-        while True:
-            with self._open() as engine:
-                count = read(engine, cursor, records, ROOM)
-            if not count:
-                return
-            yield count
-
-    def _known(self, link: Any, kinds: Any) -> Any:
-        if not isinstance(link, kinds):
-            raise InvalidValue(
-                f"{link!r} is no link of the kind needed here", remedy="give what add_eni or add_tunnel gave"
-            )
-        if self._links.get(link.number) is not link:
-            remedy = "it has been removed, or belongs to another engine"
-            raise InvalidValue(f"{link.name} is not a link of this engine", resource=link.name, remedy=remedy)
-        return link
 
     def _tunnels_of(self, eni: Eni) -> Iterator[Tunnel]:
         return (link for link in self._links.values() if isinstance(link, Tunnel) and link.eni is eni)
-
-    def _add(self, link: Link) -> None:
-        self._links[link.number] = link
-        self._names.note(link.number, max(self._latest, lib.hp_now()), link.name)
 
     def _time(self, now: int | None) -> int:
         time = lib.hp_now() if now is None else checks.integer("now", now, 0, UINT64 >> 1)

@@ -323,7 +323,7 @@ static void look(world *w) {
     HOLD(infos[i].started <= w->now && infos[i].last_seen >= infos[i].started && infos[i].last_seen <= w->now &&
          infos[i].expires >= infos[i].started);
   count = hp_drops(w->engine, &drop_cursor, drops, 100);
-  HOLD(drop_cursor == w->engine->worker.drop_count && count == (drop_cursor < 64 ? drop_cursor : 64));
+  HOLD(drop_cursor == w->engine->shared->drop_count && count == (drop_cursor < 64 ? drop_cursor : 64));
   for (uint32_t i = 0; i < count; i++)
     HOLD(drops[i].number == drop_cursor - count + 1 + i && drops[i].reason && drops[i].reason < HP_REASON_COUNT);
 }
@@ -336,7 +336,7 @@ static void tear_down(world *w) {
   for (int round = 0; round < 2; round++)
     HOLD(hp_sweep(engine, w->now, &error) >= 0);
   check_engine(engine);
-  HOLD(engine->worker.flows.control->live == 0 && engine->worker.mappings.live == 0 && engine->draining == 0);
+  HOLD(engine->worker.flows.control->live == 0 && engine->worker.mappings.control->live == 0 && engine->draining == 0);
   HOLD(engine->worker.ports.dense_live == 0 && engine->free_count == engine->links_used - 1);
   hp_engine_free(engine);
 }

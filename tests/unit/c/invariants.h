@@ -125,18 +125,18 @@ static inline uint64_t hash_of_mapping(const void *context, uint32_t number) {
 
 static inline void check_mappings(const hp_mapping_table *table) {
   uint32_t live = 0, listed = 0;
-  HOLD(table->used <= table->capacity);
-  for (uint32_t number = 0; number < table->used; number++) {
+  HOLD(table->control->used <= table->capacity);
+  for (uint32_t number = 0; number < table->control->used; number++) {
     const hp_mapping *m = &table->mappings[number];
     live += m->link != 0;
     HOLD(m->link == 0 || hp_mapping_find(table, m->link, m->inside, m->inside_port) == number);
   }
-  HOLD(live == table->live);
-  for (uint32_t next = table->free_head; next; next = table->mappings[next - 1].next_free) {
-    HOLD(next <= table->used && table->mappings[next - 1].link == 0);
-    HOLD(++listed <= table->used - live);
+  HOLD(live == table->control->live);
+  for (uint32_t next = table->control->free_head; next; next = table->mappings[next - 1].next_free) {
+    HOLD(next <= table->control->used && table->mappings[next - 1].link == 0);
+    HOLD(++listed <= table->control->used - live);
   }
-  HOLD(listed == table->used - live);
+  HOLD(listed == table->control->used - live);
   HOLD(check_index(&table->index, hash_of_mapping, table) == live);
 }
 
@@ -194,7 +194,7 @@ static inline void check_exclusive(const hp_ports *ports, const hp_mapping_table
   const hp_address *address = &ports->addresses[number];
   static uint64_t expected[2][HP_PORT_WORDS];
   memset(expected, 0, sizeof expected);
-  for (uint32_t i = 0; i < mappings->used; i++) {
+  for (uint32_t i = 0; i < mappings->control->used; i++) {
     const hp_mapping *m = &mappings->mappings[i];
     if (m->link == 0 || m->address != number)
       continue;
@@ -234,7 +234,7 @@ static inline void check_flow(const hp_engine *engine, uint32_t number, uint32_t
   if (mapping == HP_NONE)
     return;
   const hp_mapping *m = &worker->mappings.mappings[mapping];
-  HOLD(mapping < worker->mappings.used && m->link == inside->key.link && m->inside == inside->key.source);
+  HOLD(mapping < worker->mappings.control->used && m->link == inside->key.link && m->inside == inside->key.source);
   HOLD(m->inside_port == outside->port && m->outside_port == inside->port);
   HOLD(worker->ports.addresses[m->address].address == inside->address);
   mapping_flows[mapping]++;
@@ -277,7 +277,7 @@ static inline void check_engine(const hp_engine *engine) {
     flows[flow->half[HP_INSIDE].out_link]++;
     flows[flow->half[HP_OUTSIDE].out_link]++;
   }
-  for (uint32_t number = 0; number < worker->mappings.used; number++)
+  for (uint32_t number = 0; number < worker->mappings.control->used; number++)
     HOLD(worker->mappings.mappings[number].flows == mapping_flows[number] &&
          (mapping_flows[number] != 0) == (worker->mappings.mappings[number].link != 0));
   check_links(engine, flows);

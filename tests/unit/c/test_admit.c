@@ -121,7 +121,7 @@ static void forget_ports(lab *l, const uint16_t *except, uint32_t count) {
     taken[(except[i] - HP_PORT_FIRST) / 64] |= 1ull << (except[i] - HP_PORT_FIRST) % 64;
 }
 
-static uint32_t mappings(const lab *l) { return l->engine->worker.mappings.live; }
+static uint32_t mappings(const lab *l) { return l->engine->worker.mappings.control->live; }
 
 static void test_udp_shares_ports_when_they_are_short(void **state) {
   (void)state;

@@ -73,7 +73,7 @@ static void drop(model *m, uint32_t of) {
 
 static void check(const model *m) {
   check_mappings(&m->table);
-  HOLD(m->table.live == m->live);
+  HOLD(m->table.control->live == m->live);
   for (uint32_t of = 0; of < ENDPOINTS; of++)
     HOLD(m->flows[of] == 0 || m->table.mappings[m->numbers[of]].flows == m->flows[of]);
 }
