@@ -157,6 +157,8 @@ void hp_link_give(hp_engine *engine, uint32_t number);
 /* Makes sound what a process left that died at any instruction, or what was never sound, and derives what this
  * process keeps for itself: free lists, indices, mappings, port use, counts of flows. */
 void hp_engine_repair(hp_engine *engine);
+/* Brings forward the deadlines that are later than the timers of now have them. */
+void hp_deadlines_check(hp_engine *engine);
 
 /* read.c */
 /* The regions of an engine, in an order of their own; those of the flow table first, then the rest. */

@@ -236,7 +236,10 @@ static int claim_eni(hp_engine *engine, void *arguments, hp_error *error) {
     return hp_fail(error, EINVAL, "ENI %u has other addresses; claim it with those, in their order", c->number);
   if (claim(engine, c->number, c->add.fd, error) < 0)
     return -1;
+  hp_timers before = link->timers;
   configure_eni(link, c->add.eni);
+  if (memcmp(&before, &link->timers, sizeof before) != 0)
+    hp_deadlines_check(engine);
   return (int)c->number;
 }
 

@@ -86,7 +86,8 @@ static bool flow_fits(const hp_engine *engine, const hp_flow *flow) {
   uint32_t tunnel = out->out_link, eni = in->out_link;
   uint8_t protocol = (uint8_t)in->key.link;
   if (tunnel >= engine->links_used || eni >= engine->links_used || engine->links[tunnel].kind != HP_LINK_TUNNEL ||
-      engine->links[eni].kind != HP_LINK_ENI || engine->links[tunnel].eni != eni)
+      engine->links[eni].kind != HP_LINK_ENI || engine->links[tunnel].eni != eni ||
+      engine->links[tunnel].address != in->key.source)
     return false;
   if (protocol != HP_TCP && protocol != HP_UDP && protocol != HP_ICMP)
     return false;
@@ -173,6 +174,19 @@ static void recount(hp_engine *engine) {
   }
 }
 
+void hp_deadlines_check(hp_engine *engine) {
+  hp_worker *worker = &engine->worker;
+  for (uint32_t number = 0; number < worker->flows.control->used; number++) {
+    const hp_flow *flow = &worker->flows.flows[number];
+    if (!hp_flow_live(flow))
+      continue;
+    uint32_t *deadline = &worker->flows.cold[number].deadline;
+    uint32_t latest = hp_flow_refreshed(flow, worker->now) + hp_flow_timeout(engine->links, flow);
+    if ((int32_t)(*deadline - latest) > 0)
+      *deadline = latest;
+  }
+}
+
 /* What this process keeps about links. Sweeping begins with a new pass, which sees all flows. */
 static void derive_links(hp_engine *engine) {
   engine->free_count = engine->draining = 0;
@@ -206,6 +220,7 @@ void hp_engine_repair(hp_engine *engine) {
   repair_flows(engine);
   repair_mappings(engine);
   recount(engine);
+  hp_deadlines_check(engine); /* of a flow whose state has changed and its deadline not yet */
   derive_links(engine);
   repair_drops(&engine->worker);
   shared->config = engine->config;

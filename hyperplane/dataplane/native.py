@@ -34,7 +34,9 @@ class Names:
 
     def note(self, number: int, since: int, name: str) -> None:
         """From `since` (ms) on; the holder before is remembered too, for drop records that are read late."""
-        self._held[number] = [*self._held.get(number, [])[-1:], (since, name)]
+        held = self._held.get(number, [])
+        if held[-1:] != [(since, name)]:
+            self._held[number] = [*held[-1:], (since, name)]
 
     def at(self, number: int, time: int) -> str:
         """The name then, "" when it is forgotten."""
