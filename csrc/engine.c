@@ -131,9 +131,10 @@ static int open_all(hp_engine *engine, const hp_given *given, hp_error *error) {
       worker_open(&engine->worker, c, given, error))
     return -1;
   engine->links = engine->link_region.at;
-  engine->links_used = engine->shared->links_used;
-  if (engine->links_used < 1 || engine->links_used > c->max_links + 1)
-    return hp_fail(error, EBADMSG, "the memory says that %u links were used, of %u", engine->links_used, c->max_links);
+  uint32_t used = engine->shared->links_used;
+  if (used < 1 || used > c->max_links + 1)
+    return hp_fail(error, EBADMSG, "the memory says that %u links were used, of %u", used, c->max_links);
+  engine->links_used = used;
   if (!engine->read_only)
     measure(engine);
   return 0;

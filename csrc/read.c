@@ -103,6 +103,8 @@ uint32_t hp_drops(hp_engine *engine, uint64_t *cursor, hp_drop *drops, uint32_t 
   uint64_t last = __atomic_load_n(&worker->shared->drop_count, __ATOMIC_ACQUIRE), length = worker->drop_mask + 1;
   uint64_t next = *cursor + 1;
   uint32_t count = 0;
+  if (last > INT64_MAX)
+    return 0; /* nobody drops that many packets */
   if (last > length && next < last - length + 1)
     next = last - length + 1; /* the rest has been overwritten */
   for (; next <= last && count < room; next++) {

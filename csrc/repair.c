@@ -29,8 +29,9 @@ static bool eni_is_whole(const hp_engine *engine, uint32_t number) {
 /* ENIs have been looked at. */
 static bool tunnel_is_whole(const hp_engine *engine, uint32_t number) {
   const hp_link *link = &engine->links[number];
-  return link->kind == HP_LINK_TUNNEL && link->ready == 1 && link->eni < engine->links_used &&
-         engine->links[link->eni].kind == HP_LINK_ENI && link->pool < engine->links[link->eni].address_count;
+  return link->kind == HP_LINK_TUNNEL && link->ready == 1 && link->address_count == 0 &&
+         link->eni < engine->links_used && engine->links[link->eni].kind == HP_LINK_ENI &&
+         link->pool < engine->links[link->eni].address_count;
 }
 
 static void clear_link(hp_link *link) {
