@@ -119,8 +119,8 @@ typedef struct hp_worker {
 } hp_worker;
 
 struct hp_engine {
+  hp_worker worker;
   hp_config config;
-  bool read_only; /* a reader: of what another process has */
   hp_shared *shared;
   hp_region shared_region;
   hp_link *links; /* by link number; 0 is never used */
@@ -130,7 +130,6 @@ struct hp_engine {
   uint32_t *free_links; /* a stack of numbers to use again */
   uint32_t free_count;
   uint32_t draining; /* links that wait for the sweep */
-  hp_worker worker;
   /* commands: many callers, one worker */
   pthread_mutex_t caller;
   hp_command *ring[HP_COMMANDS];
@@ -138,6 +137,7 @@ struct hp_engine {
   int wake;
   int running;
   int stop;
+  int read_only; /* a reader of what another process has */
   sem_t started;
   hp_error start_error;
 };
