@@ -19,7 +19,7 @@
 typedef struct hp_link {
   uint8_t kind;     /* HP_LINK_* */
   uint8_t draining; /* removed; its flows are being swept, its number is not given out yet */
-  uint8_t silent;
+  uint8_t drain;    /* tunnel: 0, HP_DRAIN_CLOSE or HP_DRAIN_RESET */
   uint8_t udp_mapping;
   uint32_t mtu;
   uint64_t packets_in, bytes_in, packets_out, bytes_out;
@@ -34,6 +34,7 @@ typedef struct hp_link {
   uint32_t tokens_at;  /* low 32 bits of ms when they were last filled up */
   uint64_t drain_pass; /* the sweep pass after which a removed link has no flow left */
   uint64_t flows_created, flows_ended, refusals_sent;
+  uint8_t silent;
   uint32_t address_count;
   uint32_t addresses[HP_ENI_ADDRESSES]; /* hp_address numbers */
   hp_timers timers;
@@ -81,6 +82,8 @@ typedef struct hp_worker {
   uint32_t cursor;
   uint64_t pass; /* complete rounds */
   uint64_t swept_at;
+  uint32_t resets; /* flows that this turn of the loop has reset */
+  uint32_t owed;   /* numbers that the last turn did not come to, because of them */
   /* the drop ring */
   hp_drop *drops;
   uint64_t drop_mask;
@@ -103,7 +106,8 @@ struct hp_engine {
   uint32_t links_used;  /* numbers below this have been given out */
   uint32_t *free_links; /* a stack of numbers to use again */
   uint32_t free_count;
-  uint32_t draining; /* links that wait for the sweep */
+  uint32_t draining;  /* links that wait for the sweep */
+  uint32_t resetting; /* tunnels that have flows to reset */
   hp_worker worker;
   /* commands: many callers, one worker */
   pthread_mutex_t caller;
