@@ -1,4 +1,4 @@
-"""A tunnel that is drained: what is refused, what goes on, and how its flows end. The RSTs' bytes: C unit test_reset."""
+"""A tunnel that is drained: what is refused, what goes on, how its flows end. The bytes of RSTs: C unit test_reset."""
 
 from __future__ import annotations
 
