@@ -32,6 +32,8 @@ static hp_reason admission(const hp_worker *worker, const hp_packet *packet, con
     return HP_INVALID_DESTINATION;
   if (h->protocol == HP_TCP && (h->tcp_flags & (HP_SYN | HP_ACK | HP_RST | HP_FIN)) != HP_SYN)
     return HP_TCP_OUT_OF_STATE;
+  if (tunnel->drain)
+    return HP_LINK_DETACHED;
   if (!hp_security_allows(local->rules, local->rule_count, h))
     return HP_SECURITY_GROUP;
   return HP_REASON_NONE;

@@ -22,7 +22,7 @@
 typedef struct hp_link {
   uint8_t kind;     /* HP_LINK_* */
   uint8_t draining; /* removed; its flows are being swept, its number is not given out yet */
-  uint8_t silent;
+  uint8_t drain;    /* tunnel: 0, HP_DRAIN_CLOSE or HP_DRAIN_RESET */
   uint8_t udp_mapping;
   uint32_t mtu;
   uint64_t packets_in, bytes_in, packets_out, bytes_out;
@@ -40,6 +40,7 @@ typedef struct hp_link {
   uint64_t since; /* ms: added then */
   uint8_t ready;  /* set last when it is added, cleared first when it is freed: else it is half made */
   uint8_t gone;   /* the I/O engine says that the device is no more */
+  uint8_t silent;
   uint32_t address_count;
   uint32_t addresses[HP_ENI_ADDRESSES]; /* hp_address numbers */
   hp_timers timers;
@@ -107,6 +108,8 @@ typedef struct hp_worker {
   uint32_t cursor;
   uint64_t pass; /* complete rounds */
   uint64_t swept_at;
+  uint32_t resets; /* flows that this turn of the loop has reset */
+  uint32_t owed;   /* numbers that the last turn did not come to, because of them */
   /* the drop ring */
   hp_drop *drops;
   uint64_t drop_mask;
@@ -129,7 +132,8 @@ struct hp_engine {
   uint32_t links_used;  /* numbers below this have been given out */
   uint32_t *free_links; /* a stack of numbers to use again */
   uint32_t free_count;
-  uint32_t draining; /* links that wait for the sweep */
+  uint32_t draining;  /* links that wait for the sweep */
+  uint32_t resetting; /* tunnels that have flows to reset */
   /* commands: many callers, one worker */
   pthread_mutex_t caller;
   hp_command *ring[HP_COMMANDS];

@@ -6,6 +6,7 @@
  */
 #include "nat.h"
 
+#include "reset.h"
 #include "tcp.h"
 
 enum { LONGEST_TIMER = INT32_MAX / 2 /* ms; engine.c accepts no longer one */ };
@@ -45,6 +46,7 @@ void hp_flow_end(hp_worker *worker, uint32_t number) {
   hp_key outside = flow->half[HP_OUTSIDE].key;
   uint32_t mapping = flow->half[HP_OUTSIDE].sequence;
   hp_link *tunnel = &links[flow->half[HP_OUTSIDE].out_link], *eni = &links[flow->half[HP_INSIDE].out_link];
+  worker->engine->resetting -= tunnel->drain == HP_DRAIN_RESET && tunnel->flows == 1;
   hp_flow_remove(&worker->flows, number);
   hp_mapping ended;
   if (mapping != HP_NONE && hp_mapping_drop(&worker->mappings, mapping, &ended)) {
@@ -70,7 +72,10 @@ static bool is_over(hp_worker *worker, uint32_t number) {
   hp_flow *flow = &worker->flows.flows[number];
   if (!hp_flow_live(flow))
     return false;
-  if (links[flow->half[HP_INSIDE].out_link].draining || links[flow->half[HP_OUTSIDE].out_link].draining)
+  const hp_link *tunnel = &links[flow->half[HP_OUTSIDE].out_link], *eni = &links[flow->half[HP_INSIDE].out_link];
+  if (tunnel->drain == HP_DRAIN_RESET)
+    return hp_reset_flow(worker, number) || tunnel->draining || eni->draining;
+  if (tunnel->draining || eni->draining)
     return true;
   keep_in_reach(&flow->half[HP_INSIDE], worker->now);
   keep_in_reach(&flow->half[HP_OUTSIDE], worker->now);
@@ -82,14 +87,16 @@ static bool is_over(hp_worker *worker, uint32_t number) {
 uint32_t hp_expire(hp_worker *worker, uint32_t budget) {
   const hp_engine *engine = worker->engine;
   uint32_t used = worker->flows.control->used, ended = 0;
-  for (; budget && worker->cursor < used; budget--) {
+  bool all = engine->draining || engine->resetting;
+  for (; budget && worker->cursor < used && !hp_resets_used_up(worker); budget--) {
     uint32_t number = worker->cursor++;
     bool due = (int32_t)((uint32_t)worker->now - worker->flows.cold[number].deadline) >= 0;
-    if ((due || engine->draining) && is_over(worker, number)) {
+    if ((due || all) && is_over(worker, number)) {
       hp_flow_end(worker, number);
       ended++;
     }
   }
+  worker->owed = worker->cursor < used ? budget : 0;
   if (worker->cursor >= used) {
     worker->cursor = 0;
     worker->pass++;

@@ -41,10 +41,11 @@ _Static_assert(sizeof(hp_key6) == 40, "half of a 128-byte half is left for the r
 /* Flags of a half: what its direction has sent, and HP_ATTENTION. */
 enum {
   HP_SEEN_SYN = 0x01,
-  HP_SEEN_ACK = 0x02, /* .acknowledged is valid */
+  HP_SEEN_ACK = 0x02, /* .acknowledged was sent */
   HP_SEEN_FIN = 0x04,
-  HP_SEEN_RST = 0x08, /* a valid one */
-  HP_ATTENTION = 0x10 /* packets leave the fast path: the flow is closing or reset */
+  HP_SEEN_RST = 0x08,  /* a valid one */
+  HP_ATTENTION = 0x10, /* packets leave the fast path: the flow is closing or reset */
+  HP_TOLD = 0x20       /* inside half: the tunnel is drained, and both sides have got an RST from us */
 };
 
 typedef struct hp_half {
@@ -58,7 +59,7 @@ typedef struct hp_half {
   uint8_t scale; /* TCP window scale that this direction's SYN offered */
   uint32_t out_link;
   uint32_t last_seen;    /* low 32 bits of ms */
-  uint32_t acknowledged; /* TCP: highest ACK number that this direction sent */
+  uint32_t acknowledged; /* TCP: highest ACK number that this direction sent; before: the other's SYN's number + 1 */
   uint32_t sequence;     /* inside half: see above; outside half: the flow's mapping, or HP_NONE */
   uint64_t packets;
   uint64_t bytes;

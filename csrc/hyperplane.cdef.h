@@ -65,6 +65,7 @@ typedef enum hp_reason {
 
 enum { HP_LINK_FREE = 0, HP_LINK_TUNNEL = 1, HP_LINK_ENI = 2 };
 enum { HP_IO_AUTO = 0, HP_IO_URING = 1, HP_IO_EPOLL = 2 };
+enum { HP_DRAIN_CLOSE = 1, HP_DRAIN_RESET = 2 };
 enum { HP_UDP_ENDPOINT_INDEPENDENT = 0, HP_UDP_ENDPOINT_DEPENDENT = 1 };
 
 /* Connection states as flows() shows them. */
@@ -136,6 +137,7 @@ typedef struct hp_counters {
   uint64_t bytes_out;
   uint64_t flows_created;
   uint64_t flows_ended;
+  uint64_t flows;         /* live now */
   uint64_t refusals_sent; /* RSTs and ICMP errors that we sent back */
   uint64_t gone;          /* 1: the device behind the link is no more */
   uint64_t drops[48];     /* HP_REASONS, by hp_reason */
@@ -253,6 +255,10 @@ int hp_eni_add(hp_engine *engine, const hp_eni_config *config, int fd, hp_error 
 int hp_eni_rules(hp_engine *engine, uint32_t eni, const hp_rule *rules, uint32_t count, hp_error *error);
 int hp_tunnel_add(hp_engine *engine, const hp_tunnel_config *config, int fd, hp_error *error);
 int hp_link_remove(hp_engine *engine, uint32_t link, hp_error *error);
+/* Prepares a tunnel's end; it stays until it is removed, and there is no way back. HP_DRAIN_CLOSE: it takes no new
+ * flow, what exists goes on. HP_DRAIN_RESET: its packets are refused in both directions, and within 0.2 s or so all of
+ * its flows end, both sides of each TCP connection being sent an RST; hp_counters.flows says when that is done. */
+int hp_link_drain(hp_engine *engine, uint32_t link, uint32_t how, hp_error *error);
 
 /* The packet path in memory: what the worker runs, on packets of the caller. now is CLOCK_BOOTTIME
  * ms and never goes back; only for an engine that is not started. count is any number. */

@@ -9,7 +9,6 @@
 
 _Static_assert((int)HP_REASON_COUNT <= (int)HP_REASONS, "a counter block has room for every reason");
 _Static_assert(sizeof(((hp_counters *)0)->drops) == HP_REASONS * 8, "hp_counters.drops is HP_REASONS long");
-_Static_assert(sizeof(hp_counters) % 64 == 0, "links do not share cache lines");
 _Static_assert(sizeof(((hp_error *)0)->text) == HP_ERROR_TEXT, "hp_error.text is HP_ERROR_TEXT long");
 _Static_assert(sizeof(((hp_eni_config *)0)->addresses) == HP_ENI_ADDRESSES * 4, "hp_eni_config.addresses");
 _Static_assert(sizeof(((hp_region_fd *)0)->name) == HP_REGION_NAME, "hp_region_fd.name");

@@ -94,11 +94,21 @@ int hp_chain_vector(const hp_buffers *buffers, uint32_t head, struct iovec *vect
 /* tun.c answers EBADFD once the device was deleted or the queue detached. */
 bool hp_io_is_gone(int code) { return code == EBADFD || code == EBADF || code == ENODEV; }
 
+static hp_reason reason_of(int code) { return code == EAGAIN || code == ENOBUFS ? HP_OUTPUT_FULL : HP_OUTPUT_ERROR; }
+
 void hp_chain_failed(const hp_io_config *config, const hp_buffers *buffers, uint32_t head, int code) {
-  hp_reason reason = code == EAGAIN || code == ENOBUFS ? HP_OUTPUT_FULL : HP_OUTPUT_ERROR;
+  hp_reason reason = reason_of(code);
   const hp_buffer_note *note = &buffers->notes[head];
   for (uint32_t i = 0; i < note->packets; i++)
     config->failed(config->context, note->link, reason);
+}
+
+void hp_io_inject(const hp_io_config *config, uint32_t link, int fd, const uint8_t *data, uint32_t length) {
+  struct iovec vector = {(void *)(uintptr_t)data, length};
+  if (pwritev2(fd, &vector, 1, -1, RWF_NOWAIT) < 0)
+    config->failed(config->context, link, reason_of(errno));
+  else
+    config->counters->writes++;
 }
 
 void hp_io_clear_wake(int wake) {

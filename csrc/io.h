@@ -24,7 +24,7 @@ typedef struct hp_io_config {
   uint32_t max_links;
   uint32_t buffers; /* per group, a power of two */
   int wake;         /* eventfd: readable means "come back from receive()" */
-  /* Both are called from within send(), flush(), receive(), remove() and close(), and must not call
+  /* Both are called from within send(), inject(), flush(), receive(), remove() and close(), and must not call
    * back into the engine. */
   /* A queued packet could not be written: HP_OUTPUT_FULL or HP_OUTPUT_ERROR, of the link it was for. */
   void (*failed)(void *context, uint32_t link, hp_reason reason);
@@ -53,6 +53,8 @@ typedef struct hp_io_ops {
   uint32_t (*receive)(hp_io *io, hp_packet *packets, int timeout);
   /* Takes the packet's buffer; packet->link is where to. Order is kept per link. */
   void (*send)(hp_io *io, const hp_packet *packet);
+  /* Writes a packet of the caller's own, after all that was flushed; it is the caller's again on return. */
+  void (*inject)(hp_io *io, uint32_t link, const uint8_t *data, uint32_t length);
   /* Gives a buffer back unsent. */
   void (*release)(hp_io *io, const hp_packet *packet);
   /* All that was sent is on its way when this returns. */

@@ -56,6 +56,8 @@ int hp_chain_vector(const hp_buffers *buffers, uint32_t head, struct iovec *vect
 bool hp_io_is_gone(int code);
 /* Tells the caller what became of every packet of a chain. */
 void hp_chain_failed(const hp_io_config *config, const hp_buffers *buffers, uint32_t head, int code);
+/* Writes a packet at once, never waits, and tells the caller when that fails; fd -1: no such link. */
+void hp_io_inject(const hp_io_config *config, uint32_t link, int fd, const uint8_t *data, uint32_t length);
 /* Clears the eventfd; does not wait when it is clear. */
 void hp_io_clear_wake(int wake);
 /* CLOCK_MONOTONIC, milliseconds. */

@@ -176,6 +176,11 @@ static void write_chain(hp_io *io, uint32_t head) {
 
 static void poll_send(hp_io *io, const hp_packet *packet) { hp_coalesce_send(&io->coalescer, packet); }
 
+static void poll_inject(hp_io *io, uint32_t number, const uint8_t *data, uint32_t length) {
+  bool known = number < io->config.max_links && io->links[number].added;
+  hp_io_inject(&io->config, number, known ? io->links[number].fd : -1, data, length);
+}
+
 static void poll_release(hp_io *io, const hp_packet *packet) { give_back(io, packet->buffer); }
 
 static void poll_flush(hp_io *io) { hp_coalesce_flush(&io->coalescer); }
@@ -273,5 +278,6 @@ const hp_io_ops hp_io_epoll = {.name = "epoll",
                                .remove = poll_remove,
                                .receive = poll_receive,
                                .send = poll_send,
+                               .inject = poll_inject,
                                .release = poll_release,
                                .flush = poll_flush};

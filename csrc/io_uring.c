@@ -298,6 +298,12 @@ static void write_chain(hp_io *io, uint32_t head) {
 
 static void uring_send(hp_io *io, const hp_packet *packet) { hp_coalesce_send(&io->coalescer, packet); }
 
+/* Past the ring: this thread would carry out the request as well, and the packet needs no buffer that lives on. */
+static void uring_inject(hp_io *io, uint32_t number, const uint8_t *data, uint32_t length) {
+  bool known = number < io->config.max_links && io->links[number].added;
+  hp_io_inject(&io->config, number, known ? io->links[number].fd : -1, data, length);
+}
+
 static void uring_release(hp_io *io, const hp_packet *packet) { hp_uring_give_back(io, packet->buffer); }
 
 /* Has completions posted too, so that the next receive() mostly needs no system call. */
@@ -408,5 +414,6 @@ const hp_io_ops hp_io_uring = {.name = "io_uring",
                                .remove = uring_remove,
                                .receive = uring_receive,
                                .send = uring_send,
+                               .inject = uring_inject,
                                .release = uring_release,
                                .flush = uring_flush};

@@ -7,6 +7,7 @@
  */
 #include "nat.h"
 
+#include "reset.h"
 #include "tcp.h"
 
 enum { TTL_STEP = 0xfeff /* one's complement of 0x0100: what a TTL one lower changes in the sum */ };
@@ -45,7 +46,10 @@ static void classify(hp_worker *worker, hp_packet *packet, hp_item *item) {
   item->side = link->kind == HP_LINK_TUNNEL ? HP_INSIDE : HP_OUTSIDE;
   if (link->kind == HP_LINK_FREE || link->draining)
     reason = HP_LINK_DETACHED;
-  else if (reason == HP_REASON_NONE && echo_runs_backwards(item) && !item->headers.icmp_error)
+  else if (reason == HP_REASON_NONE && link->drain == HP_DRAIN_RESET) {
+    hp_detached_packet(worker, packet, item, link);
+    return;
+  } else if (reason == HP_REASON_NONE && echo_runs_backwards(item) && !item->headers.icmp_error)
     reason = HP_NO_FLOW;
   if (reason != HP_REASON_NONE) {
     hp_drop_packet(worker, packet, &item->headers, reason);
@@ -92,8 +96,8 @@ static uint32_t find(const hp_worker *worker, const hp_item *item) {
 
 bool hp_nat_may_leave(hp_worker *worker, hp_packet *packet, const hp_item *item, const hp_link *out) {
   const hp_headers *h = &item->headers;
-  if (out->kind == HP_LINK_FREE || out->draining) {
-    hp_drop_packet(worker, packet, h, HP_LINK_DETACHED);
+  if (out->kind == HP_LINK_FREE || out->draining || out->drain == HP_DRAIN_RESET) {
+    hp_detached_packet(worker, packet, item, out);
     return false;
   }
   if (h->ttl <= 1) {

@@ -5,6 +5,7 @@
  *   refuse.c  drops, and what the sender is told
  *   icmp.c    ICMP errors, about packets that flows have sent
  *   expire.c  what ends a flow
+ *   reset.c   the end of a tunnel and its flows
  */
 #ifndef HP_NAT_H
 #define HP_NAT_H
@@ -33,6 +34,8 @@ void hp_drop_packet(hp_worker *worker, hp_packet *packet, const hp_headers *head
 /* The same, and tells the sender (RST, or ICMP administratively prohibited) unless the ENI is silent or
  * its rate is used up. */
 void hp_refuse_packet(hp_worker *worker, hp_packet *packet, const hp_headers *headers, hp_reason reason);
+/* The same with an RST, whatever the rate: only for TCP. */
+void hp_reset_packet(hp_worker *worker, hp_packet *packet, const hp_headers *headers, hp_reason reason);
 /* The same with an ICMP error, from the ENI's address; not subject to "silent". */
 void hp_answer_packet(hp_worker *worker, hp_packet *packet, const hp_headers *headers, hp_reason reason, uint8_t type,
                       uint8_t code, uint32_t extra);

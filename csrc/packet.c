@@ -248,23 +248,33 @@ static void write_header(uint8_t *data, uint32_t source, uint32_t destination, u
   hp_put16(ip + 10, hp_ipv4_checksum(ip, HP_IPV4_HEADER));
 }
 
-uint32_t hp_reply_rst(uint8_t *data, const hp_headers *h) {
-  uint8_t *l4 = data + HP_VNET_HEADER + h->header;
-  uint32_t sequence = hp_get32(l4 + 4), acknowledgment = hp_get32(l4 + 8);
-  uint32_t consumed = h->payload + (h->tcp_flags & HP_SYN ? 1u : 0u) + (h->tcp_flags & HP_FIN ? 1u : 0u);
-  bool acknowledges = (h->tcp_flags & HP_ACK) != 0;
-  write_header(data, h->destination, h->source, HP_TCP, HP_IPV4_HEADER + HP_TCP_HEADER);
+uint32_t hp_write_segment(uint8_t *data, const hp_segment *s) {
+  write_header(data, s->source, s->destination, HP_TCP, HP_IPV4_HEADER + HP_TCP_HEADER);
   uint8_t *tcp = data + HP_VNET_HEADER + HP_IPV4_HEADER;
   memset(tcp, 0, HP_TCP_HEADER);
-  hp_put16(tcp, h->destination_port);
-  hp_put16(tcp + 2, h->source_port);
-  hp_put32(tcp + 4, acknowledges ? acknowledgment : 0);
-  hp_put32(tcp + 8, acknowledges ? 0 : sequence + consumed);
+  hp_put16(tcp, s->source_port);
+  hp_put16(tcp + 2, s->destination_port);
+  hp_put32(tcp + 4, s->sequence);
+  hp_put32(tcp + 8, s->acknowledgment);
   tcp[12] = HP_TCP_HEADER / 4 << 4;
-  tcp[13] = acknowledges ? HP_RST : HP_RST | HP_ACK;
-  uint64_t sum = hp_pseudo_sum(h->source, h->destination, HP_TCP, HP_TCP_HEADER) + hp_sum(tcp, HP_TCP_HEADER);
+  tcp[13] = s->flags;
+  uint64_t sum = hp_pseudo_sum(s->source, s->destination, HP_TCP, HP_TCP_HEADER) + hp_sum(tcp, HP_TCP_HEADER);
   hp_put16(tcp + 16, (uint16_t)~hp_fold(sum));
-  return HP_VNET_HEADER + HP_IPV4_HEADER + HP_TCP_HEADER;
+  return HP_SEGMENT;
+}
+
+uint32_t hp_reply_rst(uint8_t *data, const hp_headers *h) {
+  const uint8_t *l4 = data + HP_VNET_HEADER + h->header;
+  uint32_t consumed = h->payload + (h->tcp_flags & HP_SYN ? 1u : 0u) + (h->tcp_flags & HP_FIN ? 1u : 0u);
+  bool acknowledges = (h->tcp_flags & HP_ACK) != 0;
+  hp_segment rst = {.source = h->destination,
+                    .destination = h->source,
+                    .source_port = h->destination_port,
+                    .destination_port = h->source_port,
+                    .sequence = acknowledges ? hp_get32(l4 + 8) : 0,
+                    .acknowledgment = acknowledges ? 0 : hp_get32(l4 + 4) + consumed,
+                    .flags = acknowledges ? HP_RST : HP_RST | HP_ACK};
+  return hp_write_segment(data, &rst);
 }
 
 uint32_t hp_reply_icmp(uint8_t *data, uint32_t capacity, const hp_headers *h, uint32_t from, uint8_t type, uint8_t code,

@@ -127,6 +127,16 @@ void hp_clamp_mss(uint8_t *data, const hp_headers *headers, uint16_t mss);
 /* The window scale of a SYN (RFC 7323), 0 without the option. */
 uint8_t hp_window_scale(const uint8_t *data, const hp_headers *headers);
 
+/* A TCP segment without options and payload, and its length with all headers. */
+typedef struct hp_segment {
+  uint32_t source, destination;
+  uint16_t source_port, destination_port;
+  uint32_t sequence, acknowledgment;
+  uint8_t flags;
+} hp_segment;
+enum { HP_SEGMENT = HP_VNET_HEADER + HP_IPV4_HEADER + HP_TCP_HEADER };
+uint32_t hp_write_segment(uint8_t *data, const hp_segment *segment);
+
 /* Answers, written over the packet in its own buffer. Each returns the new length, header included. */
 /* RFC 9293 3.10.7.1: the RST that answers a segment for which there is no connection. */
 uint32_t hp_reply_rst(uint8_t *data, const hp_headers *headers);

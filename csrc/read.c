@@ -130,6 +130,7 @@ int hp_link_counters(hp_engine *engine, uint32_t number, hp_counters *counters, 
                             .bytes_out = link->bytes_out,
                             .flows_created = link->flows_created,
                             .flows_ended = link->flows_ended,
+                            .flows = link->flows,
                             .refusals_sent = link->refusals_sent,
                             .gone = link->gone != 0};
   for (int reason = 0; reason < HP_REASON_COUNT; reason++)

@@ -68,6 +68,17 @@ void hp_answer_packet(hp_worker *worker, hp_packet *packet, const hp_headers *h,
           hp_reply_icmp(packet->data, packet->capacity, h, eni_of(worker, packet->link)->address, type, code, extra));
 }
 
+/* An RST is never answered. */
+static bool may_reset(const hp_packet *packet, const hp_headers *h) {
+  return !(h->tcp_flags & HP_RST) && hp_may_answer(h) && packet->capacity >= HP_SEGMENT;
+}
+
+void hp_reset_packet(hp_worker *worker, hp_packet *packet, const hp_headers *h, hp_reason reason) {
+  hp_drop_packet(worker, packet, h, reason);
+  if (may_reset(packet, h))
+    reply(worker, packet, hp_reply_rst(packet->data, h));
+}
+
 void hp_refuse_packet(hp_worker *worker, hp_packet *packet, const hp_headers *h, hp_reason reason) {
   hp_link *link = &worker->engine->links[packet->link];
   if (h->protocol != HP_TCP && !eni_of(worker, packet->link)->silent) {
@@ -75,8 +86,6 @@ void hp_refuse_packet(hp_worker *worker, hp_packet *packet, const hp_headers *h,
     return;
   }
   hp_drop_packet(worker, packet, h, reason);
-  bool silent = eni_of(worker, packet->link)->silent || h->tcp_flags & HP_RST; /* an RST is never answered */
-  if (!silent && hp_may_answer(h) && packet->capacity >= HP_VNET_HEADER + HP_IPV4_HEADER + HP_TCP_HEADER &&
-      may_tell(worker, link))
+  if (!eni_of(worker, packet->link)->silent && may_reset(packet, h) && may_tell(worker, link))
     reply(worker, packet, hp_reply_rst(packet->data, h));
 }

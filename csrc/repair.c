@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "nat.h"
+#include "reset.h"
 
 /* ---- links ---- */
 
@@ -223,6 +224,7 @@ void hp_engine_repair(hp_engine *engine) {
   recount(engine);
   hp_deadlines_check(engine); /* of a flow whose state has changed and its deadline not yet */
   derive_links(engine);
+  hp_resets_recount(engine);
   repair_drops(&engine->worker);
   shared->config = engine->config;
   shared->running = 0;

@@ -13,9 +13,12 @@ uint8_t hp_flow_state(const hp_flow *flow) {
   return inside & outside & HP_SEEN_SYN ? HP_STATE_ESTABLISHED : HP_STATE_OPENING;
 }
 
-static void note_syn(hp_half *half, const uint8_t *data, const hp_headers *h) {
+static void note_syn(hp_flow *flow, int side, const uint8_t *data, const hp_headers *h) {
+  hp_half *half = &flow->half[side], *other = &flow->half[!side];
   half->flags |= HP_SEEN_SYN;
   half->scale = hp_window_scale(data, h);
+  if (!(other->flags & HP_SEEN_ACK)) /* what the other will acknowledge first */
+    other->acknowledged = hp_get32(data + HP_VNET_HEADER + h->header + 4) + 1;
 }
 
 void hp_tcp_open(hp_flow *flow, const uint8_t *data, const hp_headers *h) {
@@ -24,7 +27,7 @@ void hp_tcp_open(hp_flow *flow, const uint8_t *data, const hp_headers *h) {
     flow->half[side].scale = 0;
     flow->half[side].acknowledged = 0;
   }
-  note_syn(&flow->half[HP_INSIDE], data, h);
+  note_syn(flow, HP_INSIDE, data, h);
 }
 
 /* RFC 5961 3.2, with the largest window that the receiver can have announced. A receiver that has
@@ -48,7 +51,7 @@ hp_tcp_verdict hp_tcp_track(hp_flow *flow, int side, const uint8_t *data, const 
     if (ended && !(h->tcp_flags & HP_ACK))
       return side == HP_INSIDE ? HP_TCP_REOPEN : HP_TCP_REFUSE;
     if (!ended)
-      note_syn(half, data, h);
+      note_syn(flow, side, data, h);
     return HP_TCP_CHANGED;
   } else if (h->tcp_flags & HP_FIN) {
     half->flags |= HP_SEEN_FIN;

@@ -35,19 +35,24 @@ static void run_commands(hp_engine *engine) {
 }
 
 static int wait_for(const hp_engine *engine) {
-  if (engine->draining)
+  if (engine->worker.owed)
+    return 0;
+  if (engine->draining || engine->resetting)
     return WAIT_DRAINING;
   return engine->worker.flows.control->live ? WAIT_WITH_FLOWS : WAIT_IDLE;
 }
 
-/* As many numbers as the time since the last turn is worth, so that a pass takes SWEEP_PERIOD. */
+/* As many numbers as the time since the last turn is worth, so that a pass takes SWEEP_PERIOD, and those that the
+ * last turn left. */
 static void sweep(hp_worker *worker) {
+  const hp_engine *engine = worker->engine;
   uint64_t elapsed = worker->now - worker->swept_at;
-  if (elapsed == 0)
+  worker->resets = 0;
+  if (elapsed == 0 && !worker->owed)
     return;
   worker->swept_at = worker->now;
-  uint64_t period = worker->engine->draining ? DRAIN_PERIOD : SWEEP_PERIOD;
-  uint64_t budget = worker->flows.control->used * elapsed / period + 1;
+  uint64_t period = engine->draining || engine->resetting ? DRAIN_PERIOD : SWEEP_PERIOD;
+  uint64_t budget = worker->flows.control->used * elapsed / period + 1 + worker->owed;
   hp_expire(worker, (uint32_t)(budget < UINT32_MAX ? budget : UINT32_MAX));
 }
 

@@ -220,7 +220,7 @@ class Drop(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Counters(msgspec.Struct, frozen=True, kw_only=True):
-    """Counters of one link, or sums. In is what arrived from the link, out what left by it.
+    """Counters of one link, or sums. In is what arrived from the link, out what left by it; flows are those alive now.
 
     drops holds every reason that was counted at least once: on the link that the packet came from; output_full and
     output_error on the one that it was for. gone: the device behind the link (behind one of them) is no more.
@@ -232,6 +232,7 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     bytes_out: int = 0
     flows_created: int = 0
     flows_ended: int = 0
+    flows: int = 0
     refusals_sent: int = 0
     gone: bool = False
     drops: dict[str, int] = {}

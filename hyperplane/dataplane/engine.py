@@ -185,6 +185,21 @@ class Engine(Linked):
             if isinstance(link, Tunnel):
                 self._taken.discard((link.eni, link.name))
 
+    def drain(self, tunnel: Tunnel, *, reset: bool) -> None:
+        """Prepares the end of a tunnel: it takes no new flow any more. It stays until remove(); there is no way back.
+
+        Who tries is told at once (`link_detached`). reset=False: flows that exist go on in both directions. reset=True:
+        no packet passes any more, and all flows end within 0.2 seconds or so, longer when they are tens of thousands;
+        both sides of each TCP connection get an RST. `counters(tunnel).flows` says how many are left. Raises
+        InvalidValue.
+        """
+        checks.instance("reset", reset, bool)
+        with self._open() as engine:
+            self._known(tunnel, Tunnel)
+            how = lib.HP_DRAIN_RESET if reset else lib.HP_DRAIN_CLOSE
+            if lib.hp_link_drain(engine, tunnel.number, how, self._error):
+                native.fail(self._error, tunnel.name)
+
     # Packets in memory
 
     def translate(
@@ -252,7 +267,7 @@ class Engine(Linked):
                 if lib.hp_link_counters(engine, one.number, block, self._error):
                     native.fail(self._error, one.name)
             if link is None and isinstance(one, Tunnel):
-                block.flows_created = block.flows_ended = 0  # its ENI has counted them too
+                block.flows_created = block.flows_ended = block.flows = 0  # its ENI has counted them too
             total = list(map(add, total, words))
         words[:] = memoryview(array("Q", total))
         return native.counters(block)

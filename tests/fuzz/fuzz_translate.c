@@ -3,8 +3,8 @@
  * An input is a program: bytes that set an engine up, then steps. A step puts a packet into the batch (from an
  * environment, from a VPC as an answer to some flow, an ICMP error about some flow, a burst of new flows, or plain
  * bytes), and any packet may have lies written over it; or it translates the batch and then lets time pass, sweeps,
- * or adds and removes links. After each batch every packet is held against what the engine's rules promise, and in
- * the end the tables are (invariants.h).
+ * or adds, drains and removes links. After each batch every packet is held against what the engine's rules promise, and
+ * in the end the tables are (invariants.h).
  *
  * Every packet has an allocation of just its capacity, so AddressSanitizer sees what goes beyond it.
  *
@@ -266,6 +266,8 @@ static void change_links(world *w) {
     hp_link_remove(w->engine, any_link(w), &error);
   else if (what & 2)
     add_eni(w->engine, 1, what);
+  else if (what & 4)
+    hp_link_drain(w->engine, any_link(w), what & 8 ? HP_DRAIN_RESET : HP_DRAIN_CLOSE, &error);
   else
     add_tunnel(w->engine, any_link(w), what & 0x1f);
 }

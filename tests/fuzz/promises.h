@@ -61,6 +61,7 @@ static inline void check_forwarded(const hp_engine *engine, const hp_packet *p, 
   const hp_link *in = &engine->links[s->link], *out = &engine->links[p->link];
   hp_headers before, after;
   HOLD(p->reason == HP_REASON_NONE && !in->draining && !out->draining);
+  HOLD(in->drain != HP_DRAIN_RESET && out->drain != HP_DRAIN_RESET);
   HOLD(hp_parse(s->original, s->length, &before) == HP_REASON_NONE);
   HOLD(hp_parse(p->data, p->length, &after) == HP_REASON_NONE);
   HOLD(p->length == VNET + (uint32_t)before.total && after.total == before.total && after.ttl == before.ttl - 1);

@@ -241,7 +241,7 @@ static inline void check_flow(const hp_engine *engine, uint32_t number, uint32_t
 }
 
 static inline void check_links(const hp_engine *engine, const uint32_t *flows) {
-  uint32_t draining = 0;
+  uint32_t draining = 0, resetting = 0;
   for (uint32_t number = 1; number < engine->links_used; number++) {
     const hp_link *link = &engine->links[number];
     uint32_t tunnels = 0;
@@ -250,6 +250,7 @@ static inline void check_links(const hp_engine *engine, const uint32_t *flows) {
     HOLD(link->tokens <= engine->config.refusal_rate * 1000);
     HOLD(!link->max_flows || link->flows <= link->max_flows);
     draining += link->draining;
+    resetting += link->drain == HP_DRAIN_RESET && link->flows;
     for (uint32_t other = 1; link->kind == HP_LINK_ENI && other < engine->links_used; other++)
       tunnels += engine->links[other].kind == HP_LINK_TUNNEL && !engine->links[other].draining &&
                  engine->links[other].eni == number;
@@ -257,7 +258,7 @@ static inline void check_links(const hp_engine *engine, const uint32_t *flows) {
     for (uint32_t i = 0; i < link->address_count; i++)
       HOLD(engine->worker.ports.addresses[link->addresses[i]].eni == number);
   }
-  HOLD(draining == engine->draining);
+  HOLD(draining == engine->draining && resetting == engine->resetting);
   for (uint32_t i = 0; i < engine->free_count; i++)
     HOLD(engine->links[engine->free_links[i]].kind == HP_LINK_FREE);
 }

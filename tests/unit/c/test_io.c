@@ -438,6 +438,38 @@ static void test_output_failures(void **state) {
   end_world(&world);
 }
 
+/* A packet of the caller's own: at once, without a buffer, and behind what was flushed before. */
+static void test_inject(void **state) {
+  struct world world;
+  hp_packet packets[HP_BATCH];
+  make_world(&world, state, 16);
+  struct engine *engine = &world.engine;
+  udp_send(world.udp[0], FAR, "first", 5);
+  udp_send(world.udp[0], FAR, "then", 4);
+  uint32_t count = receive(engine, packets, DEADLINE);
+  while (count < 2)
+    count += receive(engine, packets + count, DEADLINE);
+  packets[0].link = 1;
+  engine->ops->send(engine->io, &packets[0]);
+  engine->ops->flush(engine->io);
+  for (int i = 0; i < 100; i++) /* more than there are buffers */
+    engine->ops->inject(engine->io, 1, packets[1].data, packets[1].length);
+  expect(world.udp[1], "first", 5);
+  for (int i = 0; i < 100; i++)
+    expect(world.udp[1], "then", 4);
+  assert_int_equal(engine->errors + engine->full, 0);
+  engine->ops->inject(engine->io, 999, packets[1].data, packets[1].length); /* no such link */
+  assert_int_equal(engine->errors, 1);
+  assert_int_equal(engine->failed_link, 999);
+  enter(namespaces[1]);
+  set_flags("io1", 0);
+  engine->ops->inject(engine->io, 1, packets[1].data, packets[1].length);
+  assert_int_equal(engine->errors, 2);
+  assert_int_equal(engine->failed_link, 1);
+  engine->ops->release(engine->io, &packets[1]);
+  end_world(&world);
+}
+
 /* A link that always has more does not keep another one of its group from being heard. */
 static void test_fairness(void **state) {
   struct world world;
@@ -511,6 +543,7 @@ static int run(const char *name, const hp_io_ops *ops) {
       TEST(test_blocking_descriptor),
       TEST(test_fairness),
       TEST(test_output_failures),
+      TEST(test_inject),
       TEST(test_add_refuses),
   };
   return cmocka_run_group_tests_name(name, tests, NULL, NULL);
