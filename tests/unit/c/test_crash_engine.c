@@ -107,7 +107,7 @@ static void check_nothing_leaks(const hp_engine *engine) {
 static void use(lab *l) {
   const hp_engine *engine = l->engine;
   for (uint32_t n = 1; n < engine->links_used; n++) {
-    if (engine->links[n].kind != HP_LINK_TUNNEL || engine->links[n].draining)
+    if (engine->links[n].kind != HP_LINK_TUNNEL || engine->links[n].draining || engine->links[n].drain)
       continue;
     if (!engine->local[engine->links[n].eni].rule_count)
       MUST(l, hp_eni_rules(l->engine, engine->links[n].eni, &(hp_rule){.protocol = 0}, 1, &l->error));
@@ -118,6 +118,7 @@ static void use(lab *l) {
     }
   }
   check_engine(l->engine);
+  MUST(l, hp_sweep(l->engine, l->now += 100, &l->error));       /* those that are reset are told and wait */
   MUST(l, hp_sweep(l->engine, l->now += 100000000, &l->error)); /* all that is over ends, what drains is freed */
   MUST(l, hp_sweep(l->engine, l->now, &l->error));
   check_engine(l->engine);
@@ -284,12 +285,31 @@ static void test_crash_while_links_come_and_go(void **state) {
   free_trial(t);
 }
 
+static void reset_tunnel(lab *l) { MUST(l, hp_link_drain(l->engine, TUNNEL, HP_DRAIN_RESET, &l->error)); }
+static void sweep_once(lab *l) { MUST(l, hp_sweep(l->engine, l->now + 500, &l->error)); }
+
+static void test_crash_while_a_tunnel_is_reset(void **state) {
+  (void)state;
+  trial *t = new_trial();
+  send_datagram(t->l);
+  send_syn(t->l);
+  t->least = t->most = 2;
+  step_through(t, reset_tunnel);
+  assert_int_equal(t->l->engine->resetting, 1);
+  t->least = 0;
+  step_through(t, sweep_once); /* the datagram's flow ends, the connection's sides are told */
+  assert_true(t->states > 20);
+  assert_int_equal(live_flows(t->l), 1);
+  step_through(t, sweep_once);
+  assert_int_equal(live_flows(t->l) + t->l->engine->resetting, 0);
+  free_trial(t);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_crash_while_a_flow_is_made),
-      cmocka_unit_test(test_crash_while_flows_end),
-      cmocka_unit_test(test_crash_while_a_drop_is_recorded),
-      cmocka_unit_test(test_crash_while_links_come_and_go),
+      cmocka_unit_test(test_crash_while_a_flow_is_made),     cmocka_unit_test(test_crash_while_flows_end),
+      cmocka_unit_test(test_crash_while_a_drop_is_recorded), cmocka_unit_test(test_crash_while_links_come_and_go),
+      cmocka_unit_test(test_crash_while_a_tunnel_is_reset),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
