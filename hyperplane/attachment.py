@@ -14,17 +14,17 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Self
 
 from hyperplane.dataplane import Engine, Eni, Tunnel, checks
 from hyperplane.errors import AddressInUse, EngineError, InvalidValue
-from hyperplane.linux import netlink, tun
+from hyperplane.linux import tun
 from hyperplane.linux.eni import EniDevice, create_eni, withdraw_eni
 from hyperplane.linux.jobs import HalfWay, Jobs
 from hyperplane.linux.namespaces import Key, Namespace, NamespaceThreads, open_namespace, raise_descriptor_limit
 from hyperplane.linux.reaper import Reaper
+from hyperplane.linux.tunnel import Shape, make_tunnel, take_tunnel
 from hyperplane.linux.watch import NamespaceWatch, Token
 from hyperplane.model import SecurityGroup, Timers, UdpMapping
 
@@ -56,10 +56,7 @@ class _Plan:
     target: str | int | Path
     by_descriptor: bool
     name: str | None
-    address: IPv4Address
-    device: str
-    mtu: int
-    routes: tuple[IPv4Network, ...]
+    shape: Shape
     max_flows: int
     asked: float
 
@@ -263,10 +260,12 @@ class Attachments:
             target=targets[0] if pid is None else checks.integer("pid", pid, 1, 1 << 22),
             by_descriptor=fd is not None,
             name=None if name is None else checks.name("tunnel name", name),
-            address=_inside(address, eni),
-            device=tun.check_name(device),
-            mtu=checks.integer("MTU of the tunnel", mtu, LEAST_MTU, LARGEST_MTU),
-            routes=_networks(routes),
+            shape=Shape(
+                device=tun.check_name(device),
+                address=_inside(address, eni),
+                mtu=checks.integer("MTU of the tunnel", mtu, LEAST_MTU, LARGEST_MTU),
+                routes=_networks(routes),
+            ),
             max_flows=max_flows,
             asked=asked,
         )
@@ -309,35 +308,23 @@ class Attachments:
     # In threads: making and unmaking
 
     def _make(self, plan: _Plan) -> _Made:
-        times = [time.perf_counter()]
-        fd, device, found = -1, plan.device, None
+        begun = time.perf_counter()
+        if plan.by_descriptor and isinstance(plan.target, int):
+            made = take_tunnel(plan.target)
+        else:
+            made = make_tunnel(plan.target, plan.shape, self._threads, self._reaper, vpc=plan.vpc)
+        asking = time.perf_counter()
         try:
-            if plan.by_descriptor and isinstance(plan.target, int):
-                fd = tun.adopt_tun(plan.target)
-                device = tun.device_of(fd)[0]
-                times += [time.perf_counter()] * 2
-            else:
-                with open_namespace(plan.target) as namespace:
-                    if namespace.key == plan.vpc:
-                        message = f"namespace {namespace.name} is the VPC's"
-                        raise InvalidValue(message, resource=namespace.name, remedy="give the environment's own")
-                    found = namespace.closed()
-                    with self._threads.inside(namespace.fd):
-                        fd = tun.open_tun(device)
-                        times.append(time.perf_counter())
-                        netlink.configure(device, mtu=plan.mtu, address=plan.address, routes=plan.routes)
-                        times.append(time.perf_counter())
-            name = plan.name or (Path(found.name).name if found else f"fd:{fd}")
+            name = plan.name or (Path(made.namespace.name).name if made.namespace else f"fd:{made.fd}")
+            shape = plan.shape
             tunnel = self.engine.add_tunnel(
-                plan.eni, name=name, address=plan.address, fd=fd, mtu=plan.mtu, max_flows=plan.max_flows
+                plan.eni, name=name, address=shape.address, fd=made.fd, mtu=shape.mtu, max_flows=plan.max_flows
             )
         except BaseException as error:
-            if fd < 0:
-                raise
-            raise HalfWay(error, self._reaper.close(fd)) from None
-        times.append(time.perf_counter())
-        timings = Timings(times[0] - plan.asked, *(after - before for before, after in pairwise(times)))
-        return _Made(fd, device, found, tunnel, timings)
+            raise HalfWay(error, self._reaper.close(made.fd)) from None
+        engine = time.perf_counter() - asking
+        timings = Timings(begun - plan.asked, made.opened, made.configured, engine)
+        return _Made(made.fd, made.device, made.namespace, tunnel, timings)
 
     def _unmake(self, made: _Made) -> Future[None]:
         # Refused when the caller closed the engine or removed the tunnel: then it has let go of the descriptor too.

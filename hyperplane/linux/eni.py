@@ -11,18 +11,17 @@ What was set is set back when the ENI goes, unless another ENI still needs it.
 
 from __future__ import annotations
 
-import errno
 import os
-import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
-from hyperplane.errors import AddressInUse, DeviceError, HyperplaneError, InvalidValue, PermissionMissing
-from hyperplane.linux import netlink, tun
+from hyperplane.errors import AddressInUse, HyperplaneError, InvalidValue
+from hyperplane.linux import netlink, settings, tun
 from hyperplane.linux.namespaces import Key, Namespace, NamespaceThreads, open_namespace
+from hyperplane.linux.settings import SETTINGS
 
 RTN_UNICAST: Final = netlink.RTN_UNICAST
 FORWARDING: Final = "/proc/sys/net/ipv4/conf/{}/forwarding"
@@ -56,14 +55,35 @@ def create_eni(namespace: Namespace, *, device: str, addresses: Sequence[IPv4Add
         for segment, address in segments:
             # Undone in the opposite order: a setting stays while a proxy neighbour of the segment needs it.
             for setting, value in SEGMENT_SETTINGS.items():
-                _settings.hold(namespace.key, setting.format(segment), value)
+                SETTINGS.hold(namespace.key, setting.format(segment), value)
                 undo.callback(_give_back, namespace.key, segment, setting)
             undo.callback(_remove_proxy, segment, address)
             netlink.add_proxy(segment, address)
         if segments:
-            _write(FORWARDING.format(device), "1")  # goes with the device
+            settings.write(FORWARDING.format(device), "1")  # goes with the device
         undo.pop_all()
     return EniDevice(device, fd, tuple(addresses), namespace.closed(), tuple(segments))
+
+
+def adopt_eni(namespace: Namespace, *, device: str, fd: int, addresses: Sequence[IPv4Address]) -> EniDevice:
+    """A device that a predecessor of this process made, in a thread that is in its namespace; changes nothing there but
+    what is missing. Raises DeviceError, PermissionMissing."""
+    segments = _subnets(addresses)
+    for segment, address in segments:
+        for setting, value in SEGMENT_SETTINGS.items():
+            SETTINGS.hold(namespace.key, setting.format(segment), value)
+        if address not in netlink.proxies(segment):
+            netlink.add_proxy(segment, address)
+    return EniDevice(device, fd, tuple(addresses), namespace.closed(), tuple(segments))
+
+
+def clear_leftovers(namespace: Namespace, addresses: Sequence[IPv4Address]) -> None:
+    """What a predecessor set for addresses whose device is no more, in a thread that is in the namespace."""
+    for segment, address in _subnets(addresses):
+        _remove_proxy(segment, address)
+        needed = _needed(segment)
+        for setting in SEGMENT_SETTINGS:
+            SETTINGS.release_inherited(namespace.key, setting.format(segment), restore=not needed)
 
 
 def withdraw_eni(eni: EniDevice, threads: NamespaceThreads) -> None:
@@ -110,6 +130,12 @@ def _segments(namespace: Namespace, addresses: Sequence[IPv4Address]) -> list[tu
     return found
 
 
+def _subnets(addresses: Sequence[IPv4Address]) -> list[tuple[str, IPv4Address]]:
+    """As _segments(), without a check."""
+    present = [(device, subnet) for device, _, subnet in netlink.addresses() if subnet.prefixlen < 32]
+    return [(device, address) for address in addresses for device, subnet in present if address in subnet]
+
+
 def _check_route(namespace: Namespace, address: IPv4Address) -> None:
     """Refuses an address that is local, or that a route of its own leads to already. Raises AddressInUse."""
     route = netlink.match(address)
@@ -131,66 +157,11 @@ def _remove_proxy(segment: str, address: IPv4Address) -> None:
 
 def _give_back(key: Key, segment: str, setting: str) -> None:
     """Restores a setting of a segment, unless an ENI of another process on the same segment needs it."""
+    SETTINGS.release(key, setting.format(segment), restore=not _needed(segment))
+
+
+def _needed(segment: str) -> bool:
     try:
-        needed = bool(netlink.proxies(segment))
+        return bool(netlink.proxies(segment))
     except OSError:
-        needed = False
-    _settings.release(key, setting.format(segment), restore=not needed)
-
-
-class _Settings:
-    """Per-device sysctls that this process has changed, each with what it was and how many ENIs need it.
-
-    A file below /proc/sys/net shows the namespace of the thread that opens it: hence the key beside the path.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held: dict[tuple[Key, str], tuple[int, str, str]] = {}
-
-    def hold(self, key: Key, path: str, value: str) -> None:
-        """Raises DeviceError, PermissionMissing."""
-        with self._lock:
-            count, value, original = self._held.get((key, path), (0, value, ""))
-            if not count:
-                original = _read(path)
-                if original != value:
-                    _write(path, value)
-            self._held[key, path] = count + 1, value, original
-
-    def release(self, key: Key, path: str, *, restore: bool) -> None:
-        with self._lock:
-            count, value, original = self._held.pop((key, path), (0, "", ""))
-            if count > 1:
-                self._held[key, path] = count - 1, value, original
-            elif count and restore and original != value:
-                with suppress(OSError, HyperplaneError):  # the device is gone
-                    if _read(path) == value:  # else somebody has set it since
-                        _write(path, original)
-
-
-_settings: Final = _Settings()
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="ascii") as file:
-            return file.read().strip()
-    except OSError as error:
-        raise _setting_error(path, error) from None
-
-
-def _write(path: str, value: str) -> None:
-    try:
-        with open(path, "w", encoding="ascii") as file:
-            file.write(value)
-    except OSError as error:
-        raise _setting_error(path, error) from None
-
-
-def _setting_error(path: str, error: OSError) -> HyperplaneError:
-    name = path.removeprefix("/proc/sys/")
-    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-        remedy = f"mount /proc/sys writable, or set {name} beforehand"
-        return PermissionMissing(f"setting {name} may not be changed", resource=name, remedy=remedy)
-    return DeviceError(f"setting {name}: {error.strerror}", resource=name)
+        return False

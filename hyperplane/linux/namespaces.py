@@ -13,6 +13,7 @@ import os
 import re
 import resource
 import select
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +29,7 @@ T = TypeVar("T")
 
 NETNS_RUN_DIR: Final = "/run/netns"  # ip-netns(8)
 CLONE_NEWNET: Final = 0x40000000  # linux/sched.h
-NS_GET_NSTYPE: Final = 0xB703  # linux/nsfs.h, ioctl_ns(2)
+NS_GET_USERNS, NS_GET_NSTYPE, NS_GET_OWNER_UID = 0xB701, 0xB703, 0xB704  # linux/nsfs.h, ioctl_ns(2)
 PROCESS_NAMESPACE: Final = re.compile(r"/proc/(\d+)(?:/task/\d+)?/ns/net")
 
 LIBC: Final = ctypes.CDLL(None, use_errno=True)  # Python has os.setns from 3.12 on
@@ -94,6 +95,18 @@ def key_of(fd: int) -> Key:
     """What tells the namespace that fd is open on from others."""
     status = os.fstat(fd)
     return status.st_dev, status.st_ino
+
+
+def owner_of(fd: int) -> int:
+    """The user who owns the user namespace of the namespace that fd is open on. Raises OSError.
+
+    In a network namespace this user may do everything (user_namespaces(7)); of those that root made it is 0.
+    """
+    user_namespace = fcntl.ioctl(fd, NS_GET_USERNS)
+    try:
+        return int(struct.unpack("=I", fcntl.ioctl(user_namespace, NS_GET_OWNER_UID, bytes(4)))[0])
+    finally:
+        os.close(user_namespace)
 
 
 def _of_process(pid: int) -> Namespace:
@@ -199,9 +212,26 @@ class NamespaceThreads:
     @contextmanager
     def inside(self, fd: int) -> Iterator[None]:
         """Within it the calling thread, one of these, is in the namespace that fd is open on."""
-        if not getattr(self._local, "ours", False):
-            raise RuntimeError("a namespace is entered in a thread of NamespaceThreads only")
+        self._check_ours()
         _setns(fd)
+        try:
+            yield
+        finally:
+            _setns(self._home)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Within it the calling thread, one of these, is in a network namespace of its own, which ends with the block
+        unless something else holds it. Raises PermissionMissing, DeviceError."""
+        self._check_ours()
+        if LIBC.unshare(CLONE_NEWNET):
+            number = ctypes.get_errno()
+            if number in (errno.EPERM, errno.EACCES):
+                remedy = "run as root or with CAP_SYS_ADMIN"
+                raise PermissionMissing("a network namespace may not be made", resource="namespace", remedy=remedy)
+            limit = "user.max_net_namespaces, or memory"
+            message = f"a network namespace cannot be made: {os.strerror(number)}"
+            raise DeviceError(message, resource="namespace", limit=limit)
         try:
             yield
         finally:
@@ -216,6 +246,10 @@ class NamespaceThreads:
 
     def _enlist(self) -> None:
         self._local.ours = True
+
+    def _check_ours(self) -> None:
+        if not getattr(self._local, "ours", False):
+            raise RuntimeError("a namespace is entered in a thread of NamespaceThreads only")
 
 
 def _setns(fd: int) -> None:

@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final, NamedTuple
@@ -130,6 +131,7 @@ _ADDRESS = _encode(
 )
 DEVICE: Final = _Template(_SIZES, _NO_LINK_LOCAL, _UP)
 ADDRESSED_DEVICE: Final = _Template(_SIZES, _NO_LINK_LOCAL, _ADDRESS, _UP)
+UP: Final = _Template(_UP)
 ROUTE: Final = _Template(_route([]))
 SOURCED_ROUTE: Final = _Template(_route([("RTA_PREFSRC", SOURCE_MARK)]))
 PREFIX_LENGTH: Final = HEADER.size + 1  # of rtm_dst_len in a route message
@@ -152,10 +154,11 @@ class Match(NamedTuple):
     device: str
 
 
-def configure(device: str, *, mtu: int, address: IPv4Address | None, routes: Sequence[IPv4Network]) -> None:
+def configure(device: str, *, mtu: int, address: IPv4Address | None, routes: Sequence[IPv4Network]) -> float:
     """Gives a device its MTU, queue and address (None: none), brings it up and routes `routes` to it, in one batch.
 
-    With an address it is also the source that the routes prefer. Raises DeviceError, PermissionMissing.
+    With an address it is also the source that the routes prefer. Returns the seconds that the kernel took for it.
+    Raises DeviceError, PermissionMissing.
     """
     index = socket.if_nametoindex(device)
     source = b"" if address is None else address.packed
@@ -167,22 +170,36 @@ def configure(device: str, *, mtu: int, address: IPv4Address | None, routes: Seq
         )
         message[PREFIX_LENGTH] = route.prefixlen
         batch += message
-    refusals = transact(batch, template.count + len(routes))
+    refusals, seconds = _transact(batch, template.count + len(routes))
     # A kernel without IPv6 has no link-local addresses to leave out.
     refusals = [one for one in refusals if one.place != LINK_LOCAL_STEP]
     if refusals:
         steps = [f"MTU {mtu}", "", *([] if address is None else [f"address {address}"]), "up"]
         raise _refused(device, [*steps, *(f"route {route}" for route in routes)], refusals[0])
+    return seconds
+
+
+def bring_up(device: str) -> None:
+    """Raises as configure()."""
+    refusals = transact(UP.fill(socket.if_nametoindex(device)), UP.count)
+    if refusals:
+        raise _refused(device, ["up"], refusals[0])
 
 
 def transact(batch: bytearray, count: int) -> list[Refusal]:
     """Sends a batch of count messages that ask for an answer each; returns those refused. Numbers them from 1 on."""
+    return _transact(batch, count)[0]
+
+
+def _transact(batch: bytearray, count: int) -> tuple[list[Refusal], float]:
+    """As transact(), with the seconds between sending and the last answer."""
     place = 0
     for number in range(1, count + 1):
         struct.pack_into("=I", batch, place + 8, number)
         place += _aligned(*struct.unpack_from("=I", batch, place))
     refusals = []
     with _socket() as kernel:
+        begun = time.perf_counter()
         kernel.send(batch)
         answered = 0
         while answered < count:
@@ -190,7 +207,7 @@ def transact(batch: bytearray, count: int) -> list[Refusal]:
                 answered += 1
                 if refusal := _refusal(data):
                     refusals.append(refusal)
-    return refusals
+        return refusals, time.perf_counter() - begun
 
 
 def addresses() -> list[tuple[str, IPv4Address, IPv4Network]]:

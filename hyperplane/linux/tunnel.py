@@ -1,0 +1,92 @@
+"""An environment's tunnel device: a TUN in its namespace with address and routes, or one that a platform hands in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from hyperplane.errors import InvalidValue
+from hyperplane.linux import netlink, tun
+from hyperplane.linux.jobs import HalfWay
+from hyperplane.linux.namespaces import Key, Namespace, NamespaceThreads, open_namespace
+from hyperplane.linux.reaper import Reaper
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How an environment's device is set up, whichever namespace it is in."""
+
+    device: str
+    address: IPv4Address
+    mtu: int
+    routes: tuple[IPv4Network, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelDevice:
+    """A made device; fd is its only descriptor, or with namespace None a duplicate of the platform's.
+
+    opened: seconds for finding and entering the namespace and opening the TUN; configured: for MTU, address, up and
+    routes; kernel: of both, those inside system calls.
+    """
+
+    fd: int
+    device: str
+    namespace: Namespace | None
+    opened: float = 0.0
+    configured: float = 0.0
+    kernel: float = 0.0
+
+
+def make_tunnel(
+    target: str | int | Path,
+    shape: Shape,
+    threads: NamespaceThreads,
+    reaper: Reaper,
+    *,
+    vpc: Key | None = None,
+    check: Callable[[Namespace], None] | None = None,
+) -> TunnelDevice:
+    """Makes the device in an existing namespace (as for `open_namespace()`), in one of threads.
+
+    vpc: the namespace that it must not be. check: raises for one that may not be used. Raises NamespaceNotFound,
+    InvalidValue, DeviceError, PermissionMissing; HalfWay with one of them once the device was made: then the reaper
+    closes it.
+    """
+    begun = time.perf_counter()
+    with open_namespace(target) as namespace:
+        if namespace.key == vpc:
+            message = f"namespace {namespace.name} is the VPC's"
+            raise InvalidValue(message, resource=namespace.name, remedy="give the environment's own")
+        if check:
+            check(namespace)
+        entering = time.perf_counter()
+        with threads.inside(namespace.fd):
+            entered = time.perf_counter() - entering
+            return build_tunnel(namespace.closed(), shape, reaper, begun=begun, entered=entered)
+
+
+def build_tunnel(namespace: Namespace, shape: Shape, reaper: Reaper, *, begun: float, entered: float) -> TunnelDevice:
+    """The device in the namespace that the calling thread is in. begun: when, by time.perf_counter(); entered: seconds
+    that getting there took the kernel. Raises as make_tunnel()."""
+    opening = time.perf_counter()
+    fd = tun.open_tun(shape.device)
+    opened = time.perf_counter()
+    try:
+        waited = netlink.configure(shape.device, mtu=shape.mtu, address=shape.address, routes=shape.routes)
+    except BaseException as error:
+        raise HalfWay(error, reaper.close(fd)) from None
+    done = time.perf_counter()
+    kernel = entered + opened - opening + waited
+    return TunnelDevice(fd, shape.device, namespace, opened - begun, done - opened, kernel)
+
+
+def take_tunnel(fd: int) -> TunnelDevice:
+    """A device that a platform has opened and set up; fd stays its own. Raises InvalidValue, NotATunnel."""
+    begun = time.perf_counter()
+    copy = tun.adopt_tun(fd)
+    spent = time.perf_counter() - begun
+    return TunnelDevice(copy, tun.device_of(copy)[0], None, spent, 0.0, spent)
