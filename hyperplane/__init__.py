@@ -11,31 +11,56 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hyperplane.attachment import Attachment, Attachments
+    from hyperplane.client import Client, SyncClient
     from hyperplane.dataplane import Engine, Eni, Translated, Tunnel
     from hyperplane.errors import HyperplaneError
     from hyperplane.model import Counters, Drop, Flow, Reason, Rule, SecurityGroup, Timers, Verdict
+    from hyperplane.resources import (
+        Document,
+        EnvironmentSpec,
+        FunctionSpec,
+        SecurityGroupSpec,
+        SubnetSpec,
+        VpcSpec,
+    )
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Attachment": "attachment",
     "Attachments": "attachment",
+    "Client": "client",
     "Counters": "model",
+    "Document": "resources",
     "Drop": "model",
     "Engine": "dataplane",
     "Eni": "dataplane",
+    "EnvironmentSpec": "resources",
     "Flow": "model",
+    "FunctionSpec": "resources",
     "HyperplaneError": "errors",
     "Reason": "model",
     "Rule": "model",
     "SecurityGroup": "model",
+    "SecurityGroupSpec": "resources",
+    "SubnetSpec": "resources",
+    "SyncClient": "client",
     "Timers": "model",
     "Translated": "dataplane",
     "Tunnel": "dataplane",
     "Verdict": "model",
+    "VpcSpec": "resources",
 }
 
 __all__ = [  # noqa: RUF022 - in the order one meets them
+    "Client",
+    "SyncClient",
+    "Document",
+    "VpcSpec",
+    "SubnetSpec",
+    "SecurityGroupSpec",
+    "FunctionSpec",
+    "EnvironmentSpec",
     "Attachments",
     "Attachment",
     "Engine",
