@@ -151,7 +151,7 @@ class _Process:
     def close(self) -> None:
         for conversation in tuple(self._conversations.values()):
             self._end(conversation)
-        if self._table:
+        if self._table is not None:
             self._table.close()
 
     def _time_left(self) -> int | None:

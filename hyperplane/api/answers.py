@@ -14,7 +14,8 @@ from hyperplane.errors import HyperplaneError, ProtocolMismatch
 from hyperplane.resources import Problem, to_json
 
 LOG: Final = structlog.get_logger("hyperplane.api")
-HEADERS: Final = {"Content-Type": JSON, VERSION_HEADER: VERSION, "Server": f"hyperplane-nat/{__version__}"}
+PLAIN_HEADERS: Final = {VERSION_HEADER: VERSION, "Server": f"hyperplane-nat/{__version__}"}
+HEADERS: Final = {**PLAIN_HEADERS, "Content-Type": JSON}
 
 
 def answer(value: Any, status: int = 200) -> web.Response:
@@ -26,7 +27,7 @@ def text(body: bytes, content_type: str) -> web.Response:
 
 
 def nothing() -> web.Response:
-    return web.Response(status=204, headers=HEADERS)
+    return web.Response(status=204, headers=PLAIN_HEADERS)
 
 
 def refusal(error: HyperplaneError, status: int = 0) -> web.Response:

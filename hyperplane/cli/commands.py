@@ -1,58 +1,56 @@
-"""The verbs of `hyperplane-nat` with their options. What a verb does is imported when it runs: help stays fast."""
+"""The command `hyperplane-nat` and its verbs. A verb's module is imported when it is asked for: starting stays fast."""
 
 from __future__ import annotations
 
-import re
-from typing import Any, get_args
+from importlib import import_module
+from typing import Final
 
 import click
 
 import hyperplane
-from hyperplane.errors import InvalidValue
-from hyperplane.model import Io, Rule, Timers
+from hyperplane.cli.demo_command import demo
+from hyperplane.cli.nat_command import nat
 
-TIMERS = Timers.__struct_fields__
-MOST_ENVIRONMENTS = 20  # of the demo: more would not fit a screen
-
-
-def _environments(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """NAMESPACE[=NAME] -> (namespace, name). Names may not have "=" in them, paths may."""
-    found = []
-    for value in values:
-        namespace, equals, name = value.rpartition("=")
-        if not equals:
-            namespace, name = value, value.rpartition("/")[2]
-        if not namespace or not name:
-            raise click.BadParameter(f"{value!r} is not NAMESPACE or NAMESPACE=NAME")
-        found.append((namespace, name))
-    return tuple(found)
-
-
-def _rules(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Rule, ...]:
-    try:
-        return tuple(Rule.parse(value) for value in values)
-    except InvalidValue as error:
-        raise click.BadParameter(str(error)) from None
+# Where each command stands, in the order of the help text.
+SECTIONS: Final[dict[str, dict[str, str]]] = {
+    "First steps": {"demo": "demo_command", "doctor": "operations"},
+    "Declare": {"apply": "documents", "export": "documents"},
+    "Resources": {
+        "vpc": "nouns", "subnet": "nouns", "security-group": "nouns", "function": "nouns", "eni": "nouns",
+        "environment": "nouns",
+    },
+    "Use": {"run": "run_command", "flow": "traffic", "drop": "traffic"},
+    "Serve": {
+        "daemon": "service", "status": "operations", "stop": "service", "engine": "service", "nat": "nat_command",
+    },
+    "Shell": {"completion": "service"},
+}  # fmt: skip
+MODULES: Final = {name: module for section in SECTIONS.values() for name, module in section.items()}
 
 
-def _timers(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Timers:
-    """NAME=SECONDS, in one value also several with commas or blanks between them."""
-    chosen: dict[str, float] = {}
-    for word in re.split(r"[,\s]+", " ".join(values).strip()) if values else ():
-        name, _, seconds = word.partition("=")
-        if name not in TIMERS:
-            raise click.BadParameter(f"{word!r} is not NAME=SECONDS; names are {', '.join(TIMERS)}")
-        try:
-            chosen[name] = float(seconds)
-        except ValueError:
-            raise click.BadParameter(f"{word!r}: give a number of seconds") from None
-    try:
-        return Timers(**chosen)
-    except InvalidValue as error:
-        raise click.BadParameter(str(error)) from None
+class Verbs(click.Group):
+    """Commands by name, imported one by one; shown in sections."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(MODULES)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in self.commands and name in MODULES:
+            module = import_module(f"hyperplane.cli.{MODULES[name]}")
+            self.add_command(getattr(module, name.replace("-", "_")), name)
+        return self.commands.get(name)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, MODULES))
+        for title, names in SECTIONS.items():
+            found = [(name, self.get_command(context, name)) for name in names]
+            rows = [(f"{name:<{width}}", command.get_short_help_str(80)) for name, command in found if command]
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
 
 @click.group(
+    cls=Verbs,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="docs/cli.md is the reference. HYPERPLANE_DEBUG=1 shows tracebacks, NO_COLOR=1 turns colour off.",
@@ -63,88 +61,15 @@ def group(context: click.Context) -> None:
     """NATs many execution environments, even with one and the same address, into a VPC through one shared interface.
 
     \b
-    hyperplane-nat demo         see it work, between namespaces of its own
-    hyperplane-nat nat ...      between namespaces of yours
+    hyperplane-nat demo                   see it work, between namespaces of its own
+    hyperplane-nat daemon                 serve, until it is stopped; connections outlive it
+    hyperplane-nat apply network.toml     VPCs, subnets, security groups and functions, from a file
+    hyperplane-nat run FUNCTION -- CMD    a command, in an environment of its own
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         context.exit(2)
 
 
-@group.command(short_help="Run a NAT in the foreground, from environments into a VPC.")
-@click.option("--vpc", metavar="NAMESPACE", required=True, help="The VPC's network namespace.")
-@click.option(
-    "--eni-address", "eni_addresses", metavar="ADDRESS", multiple=True, required=True,
-    help="Address of the shared interface in the VPC; may be given up to 8 times.",
-)  # fmt: skip
-@click.option(
-    "--environment", "environments", metavar="NAMESPACE[=NAME]", callback=_environments, multiple=True, required=True,
-    help="An execution environment's namespace, with a name for it (default: the namespace's); may be repeated.",
-)  # fmt: skip
-@click.option(
-    "--allow", "rules", metavar="RULE", callback=_rules, multiple=True,
-    help='What environments may connect to: "PROTOCOL[/PORT[-PORT]] [CIDR]" with tcp, udp, icmp[/TYPE] or all; may be '
-    "repeated. Without it: everything.",
-)  # fmt: skip
-@click.option(
-    "--inside-address", metavar="ADDRESS", default="198.18.0.2", show_default=True,
-    help="The address that every environment has.",
-)  # fmt: skip
-@click.option(
-    "--route", "routes", metavar="CIDR", multiple=True, default=("0.0.0.0/0",), show_default=True,
-    help="What environments reach through the tunnel; may be repeated.",
-)  # fmt: skip
-@click.option("--mtu", type=int, default=1500, show_default=True, help="MTU of the tunnels and of the ENI.")
-@click.option("--device", metavar="NAME", default="eth0", show_default=True, help="Device in each environment.")
-@click.option("--eni-device", metavar="NAME", default="eni0", show_default=True, help="Device in the VPC.")
-@click.option(
-    "--max-flows", type=int, default=262_144, show_default=True,
-    help="Flows at the same time; more are refused (flow_table_full).",
-)  # fmt: skip
-@click.option("--io", type=click.Choice(get_args(Io)), default="auto", show_default=True, help="How packets are read.")
-@click.option(
-    "--timers", metavar="NAME=SECONDS", callback=_timers, multiple=True,
-    help=f"Idle seconds after which flows end: {', '.join(TIMERS)}; may be repeated.",
-)  # fmt: skip
-@click.option("--watch", is_flag=True, help="Show flows and drops all the time, not on SIGUSR1 only.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
-@click.option("--no-color", is_flag=True, help="No colour, on a terminal either.")
-def nat(*, as_json: bool, no_color: bool, **values: Any) -> int:
-    """Attach environments to a VPC through one shared interface (ENI), until Ctrl-C or SIGTERM.
-
-    A NAMESPACE is a name as `ip netns list` shows it, the path of a namespace file, or pid:N for that of a process.
-    Namespaces must exist; devices and routes are made in them, and removed again at the end. Nothing can connect in.
-
-    \b
-    hyperplane-nat nat --vpc customer --eni-address 198.19.0.5 --environment box1 --environment box2
-    hyperplane-nat nat --vpc customer --eni-address 198.19.0.5 --environment pid:4711=job-17 \\
-        --allow "tcp/5432 198.19.0.10/32" --allow udp/53 --watch
-
-    Once it is ready, SIGUSR1 makes it print flows and drops. Exit codes: 0 ended by a signal, or all environments are
-    gone; 1 failed; 2 wrong usage; 128+N ended by signal N before it was ready.
-    """
-    from hyperplane.cli import nat as verb
-    from hyperplane.cli.lines import JsonOutput
-    from hyperplane.cli.render import TextOutput, console
-
-    return verb.run(verb.Plan(**values), JsonOutput() if as_json else TextOutput(console(color=not no_color)))
-
-
-@group.command(short_help="See it work: environments, a VPC and real servers, all made for it and removed again.")
-@click.option(
-    "--environments", type=click.IntRange(2, MOST_ENVIRONMENTS), default=3, show_default=True,
-    help="How many to attach.",
-)  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
-@click.option("--no-color", is_flag=True, help="No colour, on a terminal either.")
-def demo(*, environments: int, as_json: bool, no_color: bool) -> int:
-    """Attach several environments with one and the same address to a VPC, and show what that does.
-
-    Makes namespaces named hpdemo-..., an HTTP server in one of them, and Redis and PostgreSQL when they are installed;
-    uses addresses from 198.18.0.0/15 (RFC 2544) inside these namespaces only. Everything is removed at the end, also
-    on Ctrl-C.
-    """
-    from hyperplane.cli import demo as verb
-    from hyperplane.cli.render import console
-
-    return verb.run(environments, console(color=not no_color), as_json=as_json)
+group.add_command(nat)
+group.add_command(demo)

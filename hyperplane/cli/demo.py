@@ -7,12 +7,13 @@ import json
 import time
 from collections.abc import Awaitable, Iterable
 from contextlib import AsyncExitStack
+from ipaddress import IPv4Network
 from typing import Any, Final
 
 from rich.console import Console
 
-from hyperplane.attachment import Attachments
 from hyperplane.cli import loop
+from hyperplane.cli.demo_daemon import start_daemon
 from hyperplane.cli.demo_lab import Lab, check_privileges
 from hyperplane.cli.demo_servers import (
     ADDRESS,
@@ -29,14 +30,17 @@ from hyperplane.cli.demo_text import Attempt, Fetched, JsonTeller, Met, Spoken, 
 from hyperplane.cli.demo_veth import Router
 from hyperplane.cli.loop import whole
 from hyperplane.cli.render import Attached
-from hyperplane.dataplane import now
+from hyperplane.client import Client
 from hyperplane.errors import HyperplaneError
-from hyperplane.model import Drop, SecurityGroup
+from hyperplane.model import Drop
+from hyperplane.resources import Document, EnvironmentSpec, FunctionSpec, SecurityGroupSpec, SubnetSpec, VpcSpec
 
 ENI_ADDRESS: Final = "198.19.0.5"
 INSIDE_ADDRESS: Final = "198.18.0.2"
 INSIDE_PORT: Final = 40000  # of every environment's HTTP client
 SUBNET: Final = "198.19.0.0/24"
+RESERVED: Final = ("198.19.0.0/30", "198.19.0.4/32", f"{ADDRESS}/32")  # of others, so that the ENI gets its address
+FUNCTION: Final = "demo"
 ALLOWED: Final = tuple(f"tcp/{port} {SUBNET}" for port in (HTTP_PORT, REDIS_PORT, POSTGRES_PORT))
 FORBIDDEN_PORT: Final = 25
 PATIENCE: Final = 0.3  # seconds to wait for an answer that does not come
@@ -65,11 +69,12 @@ class Demo:
             stack.push_async_callback(self._remove)
             with self._teller.working("making namespaces, starting servers"):
                 await self._prepare()
-            self._attachments = await stack.enter_async_context(Attachments(max_flows=4096, max_links=64))
+            self._client = await stack.enter_async_context(Client(path=self._socket))
+            await self._declare()
             await self._attach()
             fetched = await self._fetch()
             await self._ask_servers()
-            self._teller.flows(self._attachments.engine.flows(), now())
+            self._teller.flows([flow async for flow in self._client.flows()], boot_time())
             await self._try_in(fetched[0])
             await self._try_out()
         self._teller.done(time.monotonic() - started)
@@ -85,27 +90,44 @@ class Demo:
         address = [self._lab.ip, "-n", self._lab.name("vpc"), "addr", "add", f"{ADDRESS}/32", "dev", "lo"]
         await whole(lambda: self._lab.command(address))
         jobs: tuple[Awaitable[Any], ...] = (
+            whole(start_daemon, self._lab),
             whole(start_http, self._lab),
             whole(start_redis, self._lab),
             whole(start_postgres, self._lab, ENI_ADDRESS),
             whole(Router, self._lab, self._count),
         )
-        _, self._redis, self._postgres, self._router = await _all(jobs)
+        self._socket, _, self._redis, self._postgres, self._router = await _all(jobs)
         servers = [server.name for server in (self._redis, self._postgres) if isinstance(server, Server)]
         missing = [server for server in (self._redis, self._postgres) if not isinstance(server, Server)]
         self._teller.begin(Met(self._names, INSIDE_ADDRESS, ENI_ADDRESS, SUBNET, ADDRESS, servers, missing))
 
+    async def _declare(self) -> None:
+        """What a platform says once, long before the first environment."""
+        document = Document(
+            vpc=(VpcSpec(name="customer", namespace=self._lab.name("vpc")),),
+            subnet=(
+                SubnetSpec(
+                    name="private", vpc="customer", cidr=IPv4Network(SUBNET),
+                    reserved=tuple(IPv4Network(one) for one in RESERVED),
+                ),
+            ),
+            security_group=(SecurityGroupSpec(name="servers", vpc="customer", rules=ALLOWED),),
+            function=(FunctionSpec(name=FUNCTION, subnets=("private",), security_groups=("servers",)),),
+        )  # fmt: skip
+        await self._client.apply(document)
+        addresses = [str(address) async for eni in self._client.enis() for address in eni.addresses]
+        if addresses != [ENI_ADDRESS]:
+            raise HyperplaneError(f"the demo needs {ENI_ADDRESS} for its ENI, which got another address")
+
     async def _attach(self) -> None:
-        rules = SecurityGroup.parse("demo", ALLOWED)
-        self._eni = await self._attachments.open_eni(
-            vpc=self._lab.name("vpc"), addresses=ENI_ADDRESS, security_groups=[rules]
-        )
         attached = []
         for label, name in zip(self._labels, self._names, strict=True):
-            one = await self._attachments.attach(
-                self._eni, namespace=self._lab.name(label), name=name, address=INSIDE_ADDRESS
+            before = time.perf_counter()
+            one = await self._client.start_environment(
+                EnvironmentSpec(function=FUNCTION, namespace=self._lab.name(label), name=name)
             )
-            attached.append(Attached(name, one.namespace, one.device, one.tunnel.address, one.seconds))
+            seconds = time.perf_counter() - before
+            attached.append(Attached(name, one.namespace, one.device, one.inside_address, seconds))
         self._teller.attached(attached, await self._attach_by_veth(), without_nft=self._router.without_nft)
 
     async def _attach_by_veth(self) -> list[float]:
@@ -152,11 +174,10 @@ class Demo:
 
     async def _connect(self, label: str, name: str, address: str, port: int, expected: str) -> Attempt:
         """Raises HyperplaneError when it does not go as it should."""
-        engine = self._attachments.engine
-        seen = max((drop.number for drop in engine.drops()), default=0)
+        seen = max([drop.number async for drop in self._client.drops()], default=0)
         command = [*TALKER, "connect", address, str(port), str(PATIENCE)]
         answer = json.loads(await whole(lambda: self._lab.command(command, label=label)))
-        drops = [drop for drop in engine.drops(after=seen) if _is_about(drop, address, port)]
+        drops = [drop async for drop in self._client.drops(after=seen) if _is_about(drop, address, port)]
         if answer["outcome"] != expected or not drops:
             raise HyperplaneError(f"{name} to {address}:{port} should have got {expected}, but got {answer['outcome']}")
         return Attempt(name, address, port, answer["outcome"], answer["seconds"], drops[0])
@@ -169,6 +190,11 @@ async def _all(jobs: Iterable[Awaitable[Any]]) -> list[Any]:
         if isinstance(result, BaseException):
             raise result
     return results
+
+
+def boot_time() -> int:
+    """CLOCK_BOOTTIME in milliseconds, the clock of flows."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
 def _is_about(drop: Drop, address: str, port: int) -> bool:

@@ -132,13 +132,13 @@ class Lab:
     def start(
         self, label: str, command: Command, *, end: signal.Signals = signal.SIGTERM, **options: Any
     ) -> subprocess.Popen[str]:
-        """Starts a process in a namespace; `end` is the signal that asks it to go."""
+        """Starts a process in a namespace, or in this one; `end` is the signal that asks it to go."""
 
         def run() -> subprocess.Popen[str]:
             return subprocess.Popen([*self._until_we_end, *command], text=True, process_group=0, **options)
 
         try:
-            process: subprocess.Popen[str] = self.inside(label, run)
+            process: subprocess.Popen[str] = self.inside(label, run) if label else run()
         except OSError as error:
             raise HyperplaneError(f"{command[0]}: {error.strerror}", resource=command[0]) from None
         self._undo.callback(_end, process, end)
@@ -153,6 +153,10 @@ class Lab:
             raise HyperplaneError(f"`{' '.join(command)}` failed: {said.strip()[-200:]}", resource=command[0])
         fields: dict[str, Any] = json.loads(line)
         return process, fields
+
+    def finally_do(self, job: Callable[..., object], *arguments: Any) -> None:
+        """By close(), before whatever was made earlier is removed."""
+        self._undo.callback(job, *arguments)
 
     def directory(self, owner: str) -> Path:
         """A temporary directory that belongs to a user."""

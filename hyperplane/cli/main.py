@@ -1,7 +1,7 @@
 """The entry of `hyperplane-nat`: what comes before and after a command. Errors become one line and an exit code.
 
-0: it did what it was asked, or was ended by a signal while it worked as asked. 1: it failed. 2: it was asked for
-something that cannot be. 128 + N: signal N ended it before it was ready.
+0: it did what it was asked, or was ended by a signal while it worked as asked. 128 + N: signal N ended it before it was
+ready. The others are in failures.py.
 """
 
 from __future__ import annotations
@@ -44,17 +44,19 @@ def _run(arguments: list[str]) -> int:
     import click
 
     from hyperplane.cli.commands import group
-    from hyperplane.errors import HyperplaneError, InvalidValue
+    from hyperplane.cli.failures import DocumentError, exit_code
+    from hyperplane.errors import HyperplaneError
 
     try:
         return int(group.main(arguments, prog_name=PROGRAM, standalone_mode=False) or 0)
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         return say(_usage(error.format_message(), context.command_path if context else PROGRAM), error.exit_code)
-    except InvalidValue as error:
-        return say(str(error), 2)
+    except DocumentError as error:
+        print(error, file=sys.stderr, flush=True)
+        return exit_code(error)
     except HyperplaneError as error:
-        return say(str(error), 1)
+        return say(str(error), exit_code(error))
     except BrokenPipeError:
         raise
     except Exception as error:

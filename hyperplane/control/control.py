@@ -41,9 +41,9 @@ class Control:
     """All resources of all accounts, in memory. For one thread.
 
     Every method that changes something does all of it or, when it raises, nothing. After each, take() gives what is to
-    be kept and done; when it could not be kept, rollback() instead takes back everything since the last take(). `now`
-    is in seconds since the epoch. A reference is an id or, within the account, a name. Events about what is no more, or
-    that come a second time, change nothing and raise nothing.
+    be kept and done; when it could not be kept, untake() takes it back. `now` is in seconds since the epoch. A reference
+    is an id or, within the account, a name. Events about what is no more, or that come a second time, change nothing
+    and raise nothing.
     """
 
     def __init__(self, random: Random, limits: Limits = Limits()) -> None:  # noqa: B008 (immutable)
@@ -66,8 +66,12 @@ class Control:
         return self._state.take()
 
     def rollback(self) -> None:
-        """Takes back everything since the last take(): it could not be kept."""
+        """Takes back everything since the last take()."""
         self._state.rollback()
+
+    def untake(self) -> None:
+        """Takes back what the last take() gave, which could not be kept; to be called before anything else changes."""
+        self._state.untake()
 
     def pending_actions(self, now: float) -> tuple[Action, ...]:
         """What is to be done, perhaps for the second time, for everything that is on its way: after load()."""

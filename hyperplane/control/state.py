@@ -63,6 +63,7 @@ class State:
         self.passing: frozenset[str] = frozenset()
         self._internals: dict[str, Internals] = {}
         self._journal: list[tuple[Kind, str, Any, Internals]] = []
+        self._taken: list[tuple[Kind, str, Any, Internals]] = []
         self._index: dict[Entry, dict[str, None]] = {}
 
     def new_id(self, kind: Kind) -> str:
@@ -110,6 +111,7 @@ class State:
     def take(self) -> Outcome:
         """What changed since the last take(), each resource once, and what is to be done for it."""
         if not self._journal and not self.actions:
+            self._taken = []
             return Outcome()
         first: dict[tuple[Kind, str], Any] = {}
         for kind, id_, before, _ in self._journal:
@@ -122,9 +124,14 @@ class State:
             elif before is not None:
                 changes.append(Delete(kind, id_))
         outcome = Outcome(changes=tuple(changes), actions=tuple(self.actions))
-        self._journal.clear()
+        self._taken, self._journal = self._journal, []
         self.actions.clear()
         return outcome
+
+    def untake(self) -> None:
+        """Takes back, besides what rollback() does, what the last take() gave."""
+        self._taken, self._journal = [], self._taken + self._journal
+        self.rollback()
 
     def rollback(self, journal: int = 0, actions: int = 0) -> None:
         """Takes back every step after the first `journal` ones."""

@@ -84,6 +84,7 @@ class RemoteEngine:
         self.on_lost: Callable[[], None] = lambda: None
         self.pid = 0
         self.pidfd = -1  # of the process, when there is or was one
+        self.product = ""  # its version
         self.config: Config = {}
         self.regions: dict[str, int] = {}
         self._changed = threading.Condition(threading.RLock())
@@ -104,6 +105,11 @@ class RemoteEngine:
             made.close()
             raise
         return made
+
+    @property
+    def generation(self) -> int:
+        """Of the state that the engine was given last."""
+        return self._generation
 
     # Life
 
@@ -373,6 +379,7 @@ class RemoteEngine:
         if conversation.pid != self.pid:
             self._forget_process()
             self.pid, self.pidfd = conversation.pid, conversation.pidfd
+            self.product = conversation.welcome.product
             conversation.pidfd = -1
         transport.close_all(conversation.regions)
         conversation.regions = []

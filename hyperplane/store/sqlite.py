@@ -174,6 +174,8 @@ class SqliteStore:
         found = execute("PRAGMA integrity_check(1)").fetchone()[0]
         if found != "ok":
             raise _Corrupt(found)
+        if version == 0 and execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+            raise _Corrupt("it is a database of another program")
         if execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise StoreError(
                 f"{self._path} cannot have a write-ahead log",
@@ -188,8 +190,6 @@ class SqliteStore:
 
     def _create(self) -> None:
         execute = self._database.execute
-        if execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            raise _Corrupt("it is a database of another program")
         execute("PRAGMA synchronous = FULL")
         execute("BEGIN IMMEDIATE")
         for statement in TABLES:

@@ -191,7 +191,7 @@ def test_an_impatient_user_leaves_nothing(demo: Start) -> None:
 
 def test_after_it_was_killed_the_next_one_cleans_up(demo: Start, scratch: Path) -> None:
     killed = demo()
-    # A server's directory, and no other: tempfile tries out the directory with a file of its own before anything is made.
+    # A server's directory, and nothing else: tempfile tries out the directory with a file of its own.
     wait_until(lambda: any(scratch.glob("hpdemo-*")), MOST, "servers are being started")
     killed.process.kill()
     killed.process.communicate()

@@ -1,0 +1,248 @@
+"""`hyperplane-nat doctor`: whether this host can run daemon, engine and `run`, and what to do where it cannot.
+
+Nothing here needs the daemon, and nothing is changed: what has to be tried is tried by a child in a namespace that goes
+with it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+import socket
+import stat
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from hyperplane.cli import probes
+from hyperplane.cli.options import Caller
+from hyperplane.errors import DaemonUnavailable, HyperplaneError
+
+State = Literal["ok", "warn", "fail"]
+STYLES: Final[dict[str, str]] = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+LEAST_FILES: Final = 1024
+ENOUGH_FILES: Final = 16_384
+WATCHES: Final = 8192  # one for each namespace that is watched by its name
+HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage")
+TUN: Final = "/dev/net/tun"
+# capabilities(7): what the daemon uses. PTRACE: to open another process's namespace.
+CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
+# From which kernel on, and what there is without it.
+KERNELS: Final = (
+    ((5, 6), "fail", "pidfd_open() and io_uring are too old for the daemon"),
+    ((6, 1), "warn", "the tables get no huge pages (MADV_COLLAPSE, 6.1)"),
+    ((6, 2), "warn", "UDP is not segmented by the kernel (TUN_F_USO4, 6.2)"),
+    ((6, 7), "warn", "packets are read by epoll (io_uring reads that repeat themselves, 6.7)"),
+)
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One line: what was looked at, what was found, what to do about it ("" for nothing)."""
+
+    check: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def run(caller: Caller, namespaces: Sequence[str]) -> int:
+    """Prints all checks; 1 when one of them says that it cannot work. namespaces: of VPCs, to be looked at besides."""
+    checks = [one for look in CHECKS for one in look()]
+    for namespace in namespaces or ("",):
+        checks += _forwarding(namespace)
+    checks.append(_daemon(caller))
+    if caller.as_json:
+        print(msgspec.json.encode(checks).decode())
+    else:
+        _print(caller, checks)
+    return int(any(one.state == "fail" for one in checks))
+
+
+def _print(caller: Caller, checks: Iterable[Check]) -> None:
+    from rich.text import Text
+
+    console = caller.console()
+    for one in checks:
+        line = Text.assemble((f"{one.state:<5}", STYLES[one.state]), f"{one.check:<22}", one.found)
+        console.print(line, soft_wrap=True)
+        if one.remedy:
+            console.print(Text(f"{'':<5}{'':<22}→ {one.remedy}", "dim" if one.state == "ok" else ""), soft_wrap=True)
+
+
+# Looks
+
+
+def _kernel() -> Iterable[Check]:
+    release = platform.release()
+    match = re.match(r"(\d+)\.(\d+)", release)
+    version = (int(match[1]), int(match[2])) if match else (0, 0)
+    lacks: list[tuple[State, str]] = [
+        ("fail" if state == "fail" else "warn", text) for least, state, text in KERNELS if version < least
+    ]
+    if not lacks:
+        yield Check("kernel", "ok", f"Linux {release}")
+        return
+    worst: State = "fail" if any(state == "fail" for state, _ in lacks) else "warn"
+    yield Check("kernel", worst, f"Linux {release}: {'; '.join(text for _, text in lacks)}", "use Linux 6.7 or newer")
+
+
+def _tun() -> Iterable[Check]:
+    remedy = "load the module (modprobe tun), or give the container /dev/net/tun"
+    try:
+        if not stat.S_ISCHR(os.stat(TUN).st_mode):
+            yield Check(TUN, "fail", "it is no device", remedy)
+            return
+        os.close(os.open(TUN, os.O_RDWR | os.O_CLOEXEC))
+    except PermissionError:
+        remedy = "chmod 0666 /dev/net/tun (what udev sets), or allow the container's device cgroup c 10:200 rwm"
+        yield Check(TUN, "fail" if os.geteuid() == 0 else "warn", "it may not be opened", remedy)
+    except OSError as error:
+        yield Check(TUN, "fail", error.strerror or str(error), remedy)
+    else:
+        yield Check(TUN, "ok", "it can be opened")
+
+
+def _capabilities() -> Iterable[Check]:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
+    effective = int(match[1], 16) if match else 0
+    missing = [name for name, bit in CAPABILITIES.items() if not effective >> bit & 1]
+    if not missing:
+        yield Check("capabilities", "ok", ", ".join(CAPABILITIES))
+    elif os.geteuid():
+        text = "not root, which `daemon` needs; `run` and all else work for members of the daemon's group"
+        yield Check("capabilities", "warn", text, "sudo hyperplane-nat doctor looks at what the daemon would have")
+    else:
+        remedy = f"give the container {', '.join(missing)} (docker run --cap-add ...)"
+        yield Check("capabilities", "fail", f"root without {', '.join(missing)}", remedy)
+
+
+def _open_files() -> Iterable[Check]:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard >= ENOUGH_FILES:
+        yield Check("open files", "ok", "no limit" if hard == resource.RLIM_INFINITY else f"up to {hard:,}")
+        return
+    remedy = "LimitNOFILE= in the unit, or `ulimit -Hn`: each environment takes one in the daemon and one in the engine"
+    text = f"up to {hard:,}: some {max(hard - 200, 0):,} environments"
+    yield Check("open files", "fail" if hard < LEAST_FILES else "warn", text, remedy)
+
+
+def _io() -> Iterable[Check]:
+    from hyperplane.dataplane import io_engines
+
+    engines = io_engines()
+    works = [name for name, problem in engines.items() if not problem]
+    problem = engines.get("io_uring", "")
+    if not works:
+        yield Check("packet I/O", "fail", f"io_uring: {problem}; epoll: {engines.get('epoll', '')}", "use Linux 6.7")
+    elif problem:
+        remedy = "kernel.io_uring_disabled=0, and Linux 6.7; containers: a seccomp profile that allows io_uring"
+        yield Check("packet I/O", "warn", f"{', '.join(works)}; no io_uring: {problem}", remedy)
+    else:
+        yield Check("packet I/O", "ok", ", ".join(works))
+
+
+def _offloads() -> Iterable[Check]:
+    found, problem = probes.offloads()
+    if problem:
+        yield Check("TUN offloads", "warn", f"not tried: {problem}", "run doctor as root")
+    elif "USO" in found:
+        yield Check("TUN offloads", "ok", ", ".join(found))
+    else:
+        text = f"{', '.join(found) or 'none'}: UDP is not segmented by the kernel"
+        yield Check("TUN offloads", "warn", text, "use Linux 6.2 or newer")
+
+
+def _huge_pages() -> Iterable[Check]:
+    try:
+        shmem = (HUGE_PAGES / "shmem_enabled").read_text(encoding="ascii")
+    except OSError:
+        text = "the kernel has no transparent huge pages: many flows cost more cache misses"
+        yield Check("huge pages", "warn", text, "a kernel with CONFIG_TRANSPARENT_HUGEPAGE")
+        return
+    chosen = re.search(r"\[(\w+)\]", shmem)
+    yield Check("huge pages", "ok", f"there are some; shmem_enabled is {chosen[1] if chosen else '?'}, either will do")
+
+
+def _inotify() -> Iterable[Check]:
+    watches = probes.number(probes.PROC / "fs/inotify/max_user_watches")
+    instances = probes.number(probes.PROC / "fs/inotify/max_user_instances")
+    if watches < WATCHES or instances < 2:
+        remedy = "sysctl fs.inotify.max_user_watches=65536 fs.inotify.max_user_instances=128"
+        text = f"{watches:,} watches, {instances:,} instances: namespaces that go away are noticed late"
+        yield Check("inotify", "warn", text, remedy)
+    else:
+        yield Check("inotify", "ok", f"{watches:,} watches, {instances:,} instances")
+
+
+def _user_namespaces() -> Iterable[Check]:
+    if not (problem := probes.user_namespaces()):
+        yield Check("user namespaces", "ok", "`run` works without root")
+        return
+    causes = (
+        ("kernel/apparmor_restrict_unprivileged_userns", 1, 0),
+        ("kernel/unprivileged_userns_clone", 0, 1),
+        ("user/max_user_namespaces", 0, 65536),
+    )
+    wrong = [(name, good) for name, bad, good in causes if probes.number(probes.PROC / name) == bad]
+    settings = " ".join(f"{name.replace('/', '.')}={good}" for name, good in wrong)
+    remedy = f"sysctl {settings}, or use `run` as root" if wrong else "use `run` as root"
+    yield Check("user namespaces", "warn", f"not without root: {problem}; `run` needs them then", remedy)
+
+
+def _forwarding(namespace: str) -> Iterable[Check]:
+    """What a VPC's namespace ("": the one that we are in) would drop."""
+    where = f" in {namespace}" if namespace else ""
+    looked, problem = probes.forwarding(namespace)
+    if problem:
+        yield Check(f"forwarding{where}", "fail", problem, "give a namespace as `ip netns list` shows it, and be root")
+        return
+    if looked.strict:
+        text = f"strict for {' and '.join(looked.strict)}: answers by another device than requests leave by are lost"
+        remedy = f"sysctl net.ipv4.conf.all.rp_filter=2{where}, if routes there are asymmetric"
+        yield Check(f"rp_filter{where}", "warn", text, remedy)
+    else:
+        yield Check(f"rp_filter{where}", "ok", "not strict")
+    text = "off: on a shared segment it is set for the devices that need it; elsewhere whoever routes sets it"
+    yield Check(f"ip_forward{where}", "ok", "on" if looked.ip_forward else text)
+    if looked.dropping:
+        text = f"{', '.join(looked.dropping)} drops what it does not know"
+        remedy = "if ENIs are made there, accept what comes in or goes out by eni*"
+        yield Check(f"firewall{where}", "warn", text, remedy)
+    elif looked.unseen:
+        yield Check(f"firewall{where}", "warn", f"not looked at: {looked.unseen}", "run doctor as root")
+    else:
+        tools = ", ".join(looked.tools) or "neither nft nor iptables is installed"
+        yield Check(f"firewall{where}", "ok", f"no chain drops forwarded packets by default ({tools})")
+
+
+CHECKS: Final[tuple[Callable[[], Iterable[Check]], ...]] = (
+    _kernel, _tun, _capabilities, _open_files, _io, _offloads, _huge_pages, _inotify, _user_namespaces,
+)  # fmt: skip
+
+
+def _daemon(caller: Caller) -> Check:
+    from hyperplane.client import socket_path
+
+    path = socket_path(caller.instance)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(5)
+        try:
+            asking.connect(str(path))
+        except PermissionError:
+            return Check("daemon", "warn", f"{path} may not be used by this user", "join the daemon's group")
+        except OSError:
+            text = f"instance {caller.instance} does not run"
+            return Check("daemon", "ok", text, f"start it: hyperplane-nat daemon --instance {caller.instance}")
+    try:
+        with caller.client() as client:
+            client.status()
+    except DaemonUnavailable as error:
+        return Check("daemon", "warn", error.message, error.remedy)
+    except HyperplaneError as error:
+        return Check("daemon", "warn", str(error))
+    return Check("daemon", "ok", f"instance {caller.instance} answers")

@@ -1,0 +1,273 @@
+"""Carries out what control decided: devices in namespaces, links in the engine. Every method blocks: for threads.
+
+A link's id and name in the engine are the resource's id. Each method may be called again for what is done already: a
+predecessor may have died half way.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Final
+
+from msgspec.structs import replace
+
+from hyperplane.control import Attach, MakeEni, RemoveEni, UpdateEni
+from hyperplane.daemon.points import NO_POINTS, CommitPoints
+from hyperplane.daemon.pool import FreshNamespaces
+from hyperplane.errors import HyperplaneError, InvalidValue
+from hyperplane.ipc.messages import LinkSpec
+from hyperplane.ipc.remote import Link, RemoteEngine
+from hyperplane.linux import tun
+from hyperplane.linux.eni import EniDevice, adopt_eni, clear_leftovers, create_eni, withdraw_eni
+from hyperplane.linux.jobs import HalfWay
+from hyperplane.linux.namespaces import Key, Namespace, NamespaceThreads, key_of, open_namespace
+from hyperplane.linux.reaper import Reaper
+from hyperplane.linux.tunnel import Shape, TunnelDevice, make_tunnel
+from hyperplane.model import SecurityGroup
+from hyperplane.resources import Eni
+
+ENDED_WITHIN: Final = 2.0  # seconds in which the sweep ends the flows of a tunnel that drains by resets
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """An environment's tunnel. begun: when a thread took it on (time.perf_counter()); engine: seconds until the engine
+    had answered."""
+
+    device: TunnelDevice
+    begun: float
+    engine: float
+
+    @property
+    def namespace(self) -> Namespace | None:
+        return self.device.namespace
+
+
+class Actuator:
+    def __init__(
+        self,
+        engine: RemoteEngine,
+        threads: NamespaceThreads,
+        reaper: Reaper,
+        fresh: FreshNamespaces,
+        point: CommitPoints = NO_POINTS,
+    ) -> None:
+        self._engine = engine
+        self._threads = threads
+        self._reaper = reaper
+        self._fresh = fresh
+        self._point = point
+        self._enis: dict[str, EniDevice] = {}
+
+    # ENIs
+
+    def make_eni(self, action: MakeEni) -> Namespace:
+        """The VPC's namespace, closed. Raises what open_namespace(), create_eni() and RemoteEngine.add() raise; HalfWay
+        with one of these once the device was made."""
+        eni = action.eni
+        if found := self.adopt_eni(eni, action.namespace):
+            return found
+        if self._engine.link(eni.id):
+            self._close(self._engine.remove(eni.id))
+        with open_namespace(action.namespace) as namespace, self._threads.inside(namespace.fd):
+            made = create_eni(namespace, device=eni.device, addresses=eni.addresses, mtu=eni.mtu)
+        self._point("eni device made")
+        try:
+            self._engine.add(eni_spec(action), made.fd)
+        except BaseException as error:
+            withdraw_eni(made, self._threads)
+            raise HalfWay(error, self._reaper.close(made.fd)) from None
+        self._point("eni told")
+        self._enis[eni.id] = made
+        return made.namespace
+
+    def adopt_eni(self, eni: Eni, namespace: str) -> Namespace | None:
+        """Takes over an ENI that a predecessor made; None when there is none, or it is not as it should be."""
+        link = self._engine.link(eni.id)
+        if link is None or link.spec.addresses != eni.addresses:
+            return None
+        with suppress(OSError, HyperplaneError):
+            device, _ = tun.device_of(link.fd)
+            with open_namespace(namespace) as found:
+                if device != eni.device or found.key != namespace_key(link):
+                    return None
+                if eni.id not in self._enis:
+                    with self._threads.inside(found.fd):
+                        self._enis[eni.id] = adopt_eni(found, device=device, fd=link.fd, addresses=eni.addresses)
+                return found.closed()
+        return None
+
+    def remake_eni(self, action: MakeEni) -> Namespace:
+        """For one whose device is no more: makes it anew, and puts the tunnels that are on it onto the new one.
+
+        Their flows are lost. Raises as make_eni(); then the tunnels are gone too.
+        """
+        id_ = action.eni.id
+        tunnels = [link for link in self._engine.links() if link.spec.eni == id_]
+        held = [(link.spec, self._engine.remove(link.spec.id)) for link in tunnels]
+        self._enis.pop(id_, None)
+        try:
+            namespace = self.make_eni(action)
+            while held:
+                spec, fd = held[-1]
+                self._engine.add(spec, fd)
+                held.pop()
+        finally:
+            for _, fd in held:
+                self._reaper.close(fd)
+        return namespace
+
+    def remove_stranger(self, link: Link) -> Future[None] | None:
+        """A link that nobody knows; an ENI after its tunnels. Raises EngineError."""
+        if link.spec.kind == "eni":
+            with suppress(OSError, HyperplaneError):
+                fd = tun.namespace_of(link.fd)
+                with open_namespace(f"fd:{fd}") as namespace, self._threads.inside(namespace.fd):
+                    os.close(fd)
+                    clear_leftovers(namespace, link.spec.addresses)
+        return self._close(self._engine.remove(link.spec.id))
+
+    def update_eni(self, action: UpdateEni) -> None:
+        """Raises what RemoteEngine.update() raises."""
+        link = self._engine.link(action.eni.id)
+        if link is not None:
+            self._engine.update(replace(link.spec, rules=rules(action.security_groups)))
+
+    def remove_eni(self, action: RemoveEni) -> Future[None] | None:
+        """Whatever of it there is; what is returned is done when its device is gone. Raises EngineError."""
+        eni = action.eni
+        fd = self._engine.remove(eni.id)
+        made = self._enis.pop(eni.id, None)
+        if made is not None:
+            withdraw_eni(made, self._threads)
+        else:
+            with (
+                suppress(HyperplaneError, OSError),
+                open_namespace(action.namespace) as namespace,
+                self._threads.inside(namespace.fd),
+            ):
+                clear_leftovers(namespace, eni.addresses)
+        self._point("eni removed")
+        return self._close(fd)
+
+    def vpc_key(self, eni: str) -> Key | None:
+        made = self._enis.get(eni)
+        return made.namespace.key if made else None
+
+    # Environments
+
+    def attach(
+        self, action: Attach, device: TunnelDevice | None, check: Callable[[Namespace], None] | None = None
+    ) -> Attached:
+        """device: what was handed in or taken from the pool. Raises what make_tunnel() and RemoteEngine.add() raise;
+        HalfWay with one of these once the device was made. Then nothing is left of it."""
+        begun = time.perf_counter()
+        environment = action.environment
+        if device is None and action.descriptor:
+            raise InvalidValue("the descriptor is gone", resource=environment.id, remedy="start it again")
+        if device is None:
+            shape = shape_of(action)
+            # A fresh one that was attached before has a namespace.
+            if target := action.namespace or environment.namespace:
+                vpc = self.vpc_key(environment.eni)
+                device = make_tunnel(target, shape, self._threads, self._reaper, vpc=vpc, check=check)
+            else:
+                device = self._fresh.make(shape)
+        self._point("tunnel device made")
+        asking = time.perf_counter()
+        try:
+            self._engine.add(tunnel_spec(action), device.fd)
+        except BaseException as error:
+            raise HalfWay(error, self.discard(device, fresh=action.fresh)) from None
+        engine = time.perf_counter() - asking
+        self._point("tunnel told")
+        return Attached(device, begun, engine)
+
+    def discard(self, device: TunnelDevice, *, fresh: bool) -> Future[None]:
+        """A device that the engine does not have, and its namespace when that is fresh."""
+        if device.namespace and fresh:
+            with suppress(HyperplaneError):
+                self._fresh.delete(device.namespace.name)
+        return self._reaper.close(device.fd)
+
+    def drain(self, environment: str, *, reset: bool) -> None:
+        """Does nothing for one that has no tunnel. Raises EngineError."""
+        if self._engine.link(environment):
+            with suppress(InvalidValue):  # removed just now
+                self._engine.drain(environment, reset)
+
+    def detach(self, environment: str, namespace: str) -> Future[None] | None:
+        """Removes the tunnel, and the namespace, a fresh one ("": none); whatever of it there is. What is returned is
+        done when the device is gone. Raises EngineError, DeviceError, PermissionMissing."""
+        fd = self._engine.remove(environment)
+        self._point("tunnel removed")
+        try:
+            if namespace:
+                self._fresh.delete(PurePath(namespace).name)
+        finally:
+            closing = self._close(fd)
+        return closing
+
+    def number(self, environment: str) -> int | None:
+        """Of the environment's link."""
+        link = self._engine.link(environment)
+        return link.number if link else None
+
+    def _close(self, fd: int) -> Future[None] | None:
+        return self._reaper.close(fd) if fd >= 0 else None
+
+
+def eni_spec(action: MakeEni) -> LinkSpec:
+    eni = action.eni
+    return LinkSpec(
+        kind="eni",
+        id=eni.id,
+        name=eni.id,
+        mtu=eni.mtu,
+        addresses=eni.addresses,
+        timers=action.timers,
+        udp_mapping=action.udp_mapping,
+        silent=action.silent,
+        rules=rules(action.security_groups),
+    )
+
+
+def tunnel_spec(action: Attach) -> LinkSpec:
+    environment = action.environment
+    return LinkSpec(
+        kind="tunnel",
+        id=environment.id,
+        name=environment.id,
+        mtu=environment.mtu,
+        eni=environment.eni,
+        address=environment.inside_address,
+        max_flows=action.max_flows,
+    )
+
+
+def shape_of(action: Attach) -> Shape:
+    environment = action.environment
+    return Shape(environment.device, environment.inside_address, environment.mtu, action.routes)
+
+
+def rules(groups: tuple[SecurityGroup, ...]) -> tuple[str, ...]:
+    """What all of them allow together, as the engine is told it."""
+    return tuple(dict.fromkeys(str(rule) for group in groups for rule in group.rules))
+
+
+def namespace_key(link: Link) -> Key | None:
+    """The namespace that a link's device is in; None when the device is gone."""
+    try:
+        fd = tun.namespace_of(link.fd)
+    except OSError:
+        return None
+    try:
+        return key_of(fd)
+    finally:
+        os.close(fd)

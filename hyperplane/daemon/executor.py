@@ -1,0 +1,437 @@
+"""Has control's actions carried out in threads, one after another for each resource, and tells control what came of it.
+
+Belongs to the event loop. Every action is a task; its blocking steps wait for a thread in the order in which they came,
+so that of a thousand starts none is passed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar, assert_never
+
+import structlog
+
+from hyperplane.control import Action, Attach, Detach, MakeEni, RemoveEni, UpdateEni
+from hyperplane.daemon.actuator import ENDED_WITHIN, Actuator, Attached, shape_of
+from hyperplane.daemon.ledger import Changes, Ledger
+from hyperplane.daemon.points import CommitPoints
+from hyperplane.daemon.pool import Pool
+from hyperplane.dataplane.reader import Reader
+from hyperplane.errors import (
+    DeviceError,
+    EngineError,
+    EniNotReady,
+    HyperplaneError,
+    InvalidVpc,
+    NamespaceNotFound,
+    ResourceConflict,
+    TooManyRequests,
+)
+from hyperplane.linux.jobs import HalfWay
+from hyperplane.linux.namespaces import Namespace, NamespaceThreads
+from hyperplane.linux.tunnel import TunnelDevice
+from hyperplane.linux.watch import NamespaceWatch, Token
+from hyperplane.resources import Environment, EnvironmentState, Timings
+
+T = TypeVar("T")
+
+MOST_STARTS: Final = 4096  # that wait at the same time
+POLL: Final = 0.02  # seconds between two looks at the flows of a tunnel that drains
+OLD_DEVICE_GONE_WITHIN: Final = 30.0  # seconds: a killed process closes its devices one after another
+RETRY, LONGEST_RETRY = 0.5, 10.0  # seconds until a removal that failed is tried again
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Start:
+    """What a start needs beyond the action. asked: when (time.perf_counter()); waited: seconds for its ENI."""
+
+    asked: float
+    answer: asyncio.Future[Environment]
+    check: Callable[[Namespace], None] | None = None
+    device: TunnelDevice | None = None
+    waited: float = 0.0
+
+
+class Executor:
+    """ledger and watch are set once they are there: they call back."""
+
+    ledger: Ledger
+    watch: NamespaceWatch
+
+    def __init__(
+        self,
+        actuator: Actuator,
+        threads: NamespaceThreads,
+        pool: Pool,
+        reader: Callable[[], Reader],
+        point: CommitPoints,
+    ) -> None:
+        self._actuator = actuator
+        self._threads = threads
+        self._pool = pool
+        self._reader = reader
+        self._point = point
+        self._starts: dict[str, Start] = {}
+        self._latest: dict[str, asyncio.Task[None]] = {}  # the task of each resource that came last
+        self._drains: dict[str, float] = {}  # until when, in the loop's time
+        self._ends: dict[str, asyncio.Future[None]] = {}  # of environments that somebody waits for
+        self._closing = False
+
+    # For the service
+
+    @property
+    def waiting(self) -> int:
+        """Starts that have not been answered."""
+        return len(self._starts)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._latest)
+
+    def under_way(self, id_: str) -> bool:
+        """Whether something is being done about a resource."""
+        return id_ in self._latest
+
+    def check_room(self) -> None:
+        """Raises TooManyRequests."""
+        if len(self._starts) >= MOST_STARTS:
+            limit = f"{MOST_STARTS} starts at the same time"
+            raise TooManyRequests("too many environments are being started", limit=limit, remedy="try again later")
+
+    def expect(self, environment: str, start: Start) -> None:
+        """To be called in the turn of the event loop in which the environment was decided."""
+        self._starts[environment] = start
+
+    def joined(self, environment: str) -> asyncio.Future[Environment] | None:
+        """The answer to the start that is under way."""
+        start = self._starts.get(environment)
+        return start.answer if start else None
+
+    def ended(self, environment: str) -> asyncio.Future[None]:
+        """Done when it has ended."""
+        return self._ends.setdefault(environment, asyncio.get_running_loop().create_future())
+
+    def carry(self, action: Action) -> None:
+        match action:
+            case MakeEni():
+                self._then(action.eni.id, self._make_eni(action))
+            case UpdateEni():
+                self._then(action.eni.id, self._update_eni(action))
+            case RemoveEni():
+                self._then(action.eni.id, self._remove_eni(action))
+            case Attach():
+                # One whose ENI is up is carried out before expect(): it has waited for nothing.
+                if start := self._starts.get(action.environment.id):
+                    start.waited = time.perf_counter() - start.asked
+                self._then(action.environment.id, self._attach(action))
+            case Detach():
+                self._shorten(action)
+                self._then(action.environment.id, self._detach(action.environment))
+            case _:
+                assert_never(action)
+
+    def end(self, environment: Environment, reason: str) -> None:
+        """For one whose namespace has gone."""
+        self._then(environment.id, self._detach(environment, reason))
+
+    def gone(self, token: Token, reason: str) -> None:
+        """What the watch calls."""
+        kind, id_ = token if isinstance(token, tuple) else ("", "")
+        control = self.ledger.control
+        if kind == "environment":
+            environment = control.find("environment", id_, None)
+            if environment is not None and environment.state is not EnvironmentState.ENDED:
+                log.info("environment has ended", environment=id_, reason=reason)
+                self.end(environment, reason)
+        elif kind == "eni":
+            self.lose_eni(id_, f"the VPC's {reason}")
+
+    def lose_eni(self, eni: str, reason: str) -> None:
+        """Control decides what becomes of its environments and functions."""
+        log.warning("ENI is lost", eni=eni, reason=reason)
+        error = InvalidVpc(reason, resource=eni, remedy="make the VPC's namespace again, then apply")
+        self.ledger.event(lambda now: self.ledger.control.eni_failed(eni, error, now))
+
+    def kept(self, changes: Changes) -> None:
+        """Whoever waits for an environment that has ended is told."""
+        for change in changes:
+            ended = change.resource
+            if isinstance(ended, Environment) and ended.state is EnvironmentState.ENDED:
+                kind = EniNotReady if ended.reason.startswith(f"ENI {ended.eni}") else ResourceConflict
+                self._over(ended.id, kind(f"environment {ended.name} has ended: {ended.reason}", resource=ended.id))
+
+    async def settled(self) -> None:
+        """Waits for what is under way at this moment."""
+        if self._latest:
+            await asyncio.wait(tuple(self._latest.values()))
+
+    async def close(self, patience: float) -> None:
+        """Starts that are under way are given patience seconds to be answered; drains are left to the next daemon."""
+        self._closing = True
+        answers = [start.answer for start in self._starts.values()]
+        if answers:
+            await asyncio.wait(answers, timeout=patience)
+        tasks = tuple(self._latest.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # ENIs
+
+    async def _make_eni(self, action: MakeEni) -> None:
+        id_ = action.eni.id
+        try:
+            namespace = await self.run(self._actuator.make_eni, action)
+        except HyperplaneError as error:
+            log.warning("ENI could not be made", eni=id_, error=str(error))
+            told = error
+            self.ledger.event(lambda now: self.ledger.control.eni_failed(id_, told, now))
+            return
+        self.ledger.event(lambda now: self.ledger.control.eni_made(id_, now))
+        self._point("eni stored")
+        self.watch_eni(id_, namespace)
+
+    def watch_eni(self, eni: str, namespace: Namespace) -> None:
+        self.watch.remove(("eni", eni))
+        try:
+            self.watch.add(("eni", eni), namespace)
+        except HyperplaneError as error:
+            self.lose_eni(eni, f"the VPC's {error.message}")
+
+    async def _update_eni(self, action: UpdateEni) -> None:
+        try:
+            await self.run(self._actuator.update_eni, action)
+        except HyperplaneError as error:
+            log.error("rules could not be changed", eni=action.eni.id, error=str(error))
+
+    async def _remove_eni(self, action: RemoveEni) -> None:
+        id_ = action.eni.id
+        self.watch.remove(("eni", id_))
+        on_it = (one.id for one in self.ledger.control.list("environment", eni=id_))
+        if ends := [self._latest[one] for one in on_it if one in self._latest]:
+            await asyncio.wait(ends)
+        closing = await self._insist(f"ENI {id_}", self._actuator.remove_eni, action)
+        if closing:
+            await asyncio.wrap_future(closing)
+        self.ledger.event(lambda now: self.ledger.control.eni_removed(id_, now))
+        self._point("deletion done")
+
+    # Environments
+
+    async def _attach(self, action: Attach) -> None:
+        id_ = action.environment.id
+        begun = time.perf_counter()
+        start = self._starts.get(id_) or Start(begun, asyncio.get_running_loop().create_future())
+        device, start.device = start.device, None
+        if device is None and action.fresh:
+            device = self._pool.take(shape_of(action))
+        submitted = time.perf_counter()
+        try:
+            attached = await self.run(self._actuator.attach, action, device, start.check)
+            if attached.namespace:
+                await self._watch_environment(action.environment, attached.namespace)
+        except HyperplaneError as error:
+            self._over(id_, error)
+            told = error
+            self.ledger.event(lambda now: self.ledger.control.environment_failed(id_, told, now))
+            return
+        timings = _timings(start, submitted, attached)
+        found = attached.namespace
+        self.ledger.event(
+            lambda now: self.ledger.control.environment_attached(
+                id_,
+                now,
+                namespace=found.name if found else "",
+                device=attached.device.device,
+                pid=found.pid if found else 0,
+                timings=timings,
+                internals=remembered(found),
+            )
+        )
+        self._point("start attached")
+        self._starts.pop(id_, None)
+        _answer(start.answer, self.ledger.control.find("environment", id_, None))
+
+    def reattach(self, environment: Environment, closing: asyncio.Future[None] | None) -> None:
+        """For one that lost its device while its namespace lives. closing: done when the old device is gone."""
+        self._then(environment.id, self._reattach(environment, closing))
+
+    async def _reattach(self, environment: Environment, closing: asyncio.Future[None] | None) -> None:
+        id_, control = environment.id, self.ledger.control
+        if closing:
+            await closing
+        end = asyncio.get_running_loop().time() + OLD_DEVICE_GONE_WITHIN
+        while True:
+            current = control.find("environment", id_, None)
+            if current is None or current.state is not EnvironmentState.ATTACHED:
+                return
+            try:
+                attached = await self.run(self._actuator.attach, control.attach_action(id_), None)
+                if attached.namespace:
+                    self.watch.remove(("environment", id_))
+                    await self._watch_environment(environment, attached.namespace)
+                return
+            except HyperplaneError as error:
+                if not isinstance(error, DeviceError) or asyncio.get_running_loop().time() > end:
+                    reason = f"it could not be attached again: {error}"
+                    break
+            await asyncio.sleep(RETRY)
+        log.warning("environment has ended", environment=id_, reason=reason)
+        await self._detach(environment, reason)
+
+    def watch_again(self, environment: Environment, namespace: Namespace) -> None:
+        """For one that is attached: its namespace as it is now."""
+        token = ("environment", environment.id)
+        self.watch.remove(token)
+        try:
+            self.watch.add(token, namespace)
+        except NamespaceNotFound as error:
+            self.end(environment, error.message)
+        except HyperplaneError as error:
+            log.warning("environment cannot be watched", environment=environment.id, error=str(error))
+
+    async def _watch_environment(self, environment: Environment, namespace: Namespace) -> None:
+        """Raises NamespaceNotFound when it has gone already; then the tunnel is removed."""
+        try:
+            self.watch.add(("environment", environment.id), namespace)
+        except HyperplaneError:
+            fresh = namespace.name if environment.fresh else ""
+            closing = await self.run(self._actuator.detach, environment.id, fresh)
+            if closing:
+                await asyncio.wrap_future(closing)
+            raise
+
+    def _over(self, environment: str, error: HyperplaneError) -> None:
+        """Answers whoever waits for an environment that has ended, or is about to."""
+        if start := self._starts.pop(environment, None):
+            if not start.answer.done():
+                start.answer.set_exception(error)
+            if start.device:
+                self._threads.submit(self._actuator.discard, start.device, fresh=False)
+        if ended := self._ends.pop(environment, None):
+            _answer(ended, None)
+
+    def _shorten(self, action: Detach) -> None:
+        id_, until = action.environment.id, asyncio.get_running_loop().time() + action.drain
+        self._drains[id_] = min(self._drains.get(id_, until), until)
+
+    async def _detach(self, environment: Environment, reason: str = "") -> None:
+        """reason "": it was asked for."""
+        id_ = environment.id
+        control = self.ledger.control
+        current = control.find("environment", id_, None)
+        if current is None or current.state is EnvironmentState.ENDED:
+            return
+        self.watch.remove(("environment", id_))
+        if not reason:
+            await self._drain(id_)
+        self._drains.pop(id_, None)
+        await self._reset(id_)
+        fresh = current.namespace if current.fresh else ""
+        closing = await self._insist(f"environment {id_}", self._actuator.detach, id_, fresh)
+        if closing:
+            await asyncio.wrap_future(closing)
+        self.ledger.event(lambda now: control.environment_ended(id_, reason or "deleted", now))
+        self._point("end done")
+
+    async def _drain(self, id_: str) -> None:
+        """Until its flows have ended, or their time is over."""
+        loop = asyncio.get_running_loop()
+        if self._drains.get(id_, 0.0) <= loop.time():
+            return
+        try:
+            await self.run(self._actuator.drain, id_, reset=False)
+        except HyperplaneError as error:
+            log.warning("environment does not drain", environment=id_, error=str(error))
+        number = await self.run(self._actuator.number, id_)
+        while self._drains.get(id_, 0.0) > loop.time() and self._flows(number):  # noqa: ASYNC110 (shared memory)
+            await asyncio.sleep(POLL)
+
+    async def _reset(self, id_: str) -> None:
+        """Tells both sides of what flows are left that they are over."""
+        number = await self.run(self._actuator.number, id_)
+        if not self._flows(number):
+            return
+        try:
+            await self.run(self._actuator.drain, id_, reset=True)
+        except HyperplaneError as error:
+            log.warning("flows could not be reset", environment=id_, error=str(error))
+            return
+        self._point("flows reset")
+        end = asyncio.get_running_loop().time() + ENDED_WITHIN
+        while self._flows(number) and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110 (as above)
+            await asyncio.sleep(POLL)
+
+    def _flows(self, number: int | None) -> int:
+        try:
+            return 0 if number is None else self._reader().link_flows(number)
+        except EngineError:
+            return 0
+
+    # Threads
+
+    async def run(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        """In a thread; when it fails half way, once what it had made is gone. Raises what work raises."""
+        try:
+            return await asyncio.wrap_future(self._threads.submit(work, *arguments, **named))
+        except HalfWay as half:
+            await asyncio.wrap_future(half.closing)
+            raise half.error from None
+
+    async def _insist(self, what: str, work: Callable[..., T], *arguments: Any) -> T:
+        """For what must be removed: again and again, until it is."""
+        wait = RETRY
+        while True:
+            try:
+                return await self.run(work, *arguments)
+            except HyperplaneError as error:
+                log.error("removal failed, and is tried again", what=what, error=str(error), seconds=wait)
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LONGEST_RETRY)
+
+    def _then(self, id_: str, work: Coroutine[Any, Any, None]) -> None:
+        """Does it after what is under way for that resource."""
+        if self._closing:
+            work.close()
+            return
+        previous = self._latest.get(id_)
+        task = asyncio.get_running_loop().create_task(self._in_turn(id_, previous, work))
+        self._latest[id_] = task
+
+    async def _in_turn(self, id_: str, previous: asyncio.Task[None] | None, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            if previous:
+                await asyncio.wait((previous,))
+            await work
+        except asyncio.CancelledError:
+            work.close()
+            raise
+        except Exception as error:
+            log.exception("unexpected error", resource=id_)
+            self._over(id_, EngineError(f"unexpected {type(error).__name__}: {error}", resource=id_))
+        finally:
+            if self._latest.get(id_) is asyncio.current_task():
+                del self._latest[id_]
+
+
+def remembered(namespace: Namespace | None) -> dict[str, Any] | None:
+    """What is kept with an environment, to tell its namespace from a later one of the same name or process number."""
+    return {"netns": list(namespace.key)} if namespace else None
+
+
+def _timings(start: Start, submitted: float, attached: Attached) -> Timings:
+    """submitted: when the job was given to the threads."""
+    total = time.perf_counter() - start.asked
+    wait = start.waited + max(attached.begun - submitted, 0.0)
+    kernel, engine = attached.device.kernel, attached.engine
+    return Timings(total=total, kernel=kernel, engine=engine, wait=wait, daemon=total - kernel - engine - wait)
+
+
+def _answer(future: asyncio.Future[Any], value: object) -> None:
+    if not future.done():  # whoever waited may have gone
+        future.set_result(value)

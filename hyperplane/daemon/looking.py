@@ -1,0 +1,168 @@
+"""Looks at the engine's counters, flows and drops, by read-only maps: no packet waits for that.
+
+The methods block: for threads. What they need of control is asked for before, in the event loop.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from msgspec.structs import replace
+
+from hyperplane import __version__
+from hyperplane.api.service import EngineProcess, EniMeasures, FlowQuery
+from hyperplane.control import Control
+from hyperplane.daemon.supervisor import Supervisor
+from hyperplane.errors import EngineError, HyperplaneError, ResourceNotFound
+from hyperplane.ipc.remote import Link
+from hyperplane.model import Counters, Drop, Flow, Memory, Status
+from hyperplane.resources import DEFAULT_ACCOUNT, KINDS, Kind
+
+T = TypeVar("T")
+
+NUMBER = 0xFFFFFFFF  # the part of a flow's id that is its number
+NOTHING = Status(
+    running=False,
+    io="none",
+    flows=0,
+    flows_high=0,
+    mappings=0,
+    dense_destinations=0,
+    loops=0,
+    batches=0,
+    packets=0,
+    writes=0,
+    no_buffers=0,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A FlowQuery with ids in the place of references; environments and enis None: all."""
+
+    query: FlowQuery
+    environment: str
+    environments: frozenset[str] | None
+    enis: frozenset[str] | None
+
+    def __call__(self, flow: Flow) -> bool:
+        query = self.query
+        return (
+            (query.protocol in (None, flow.protocol))
+            and (query.state in (None, flow.state))
+            and (query.remote is None or flow.remote in query.remote)
+            and (self.enis is None or flow.eni in self.enis)
+            and (self.environments is None or flow.tunnel in self.environments)
+        )
+
+
+def wanted(control: Control, query: FlowQuery) -> Wanted:
+    """Raises ResourceNotFound."""
+    account = query.account or DEFAULT_ACCOUNT
+    environment = control.get("environment", query.environment, account).id if query.environment else ""
+    environments = frozenset((environment,)) if environment else None
+    if query.function:
+        function = control.get("function", query.function, account).id
+        of_it = frozenset(one.id for one in control.list("environment", account, function=function))
+        environments = of_it if environments is None else environments & of_it
+    enis = None
+    if query.eni:
+        enis = frozenset((control.get("eni", query.eni, account).id,))
+    elif query.account:
+        enis = frozenset(one.id for one in control.list("eni", query.account))
+    return Wanted(query, environment, environments, enis)
+
+
+def counts(control: Control) -> dict[Kind, dict[str, int]]:
+    """How many resources there are: {kind: {state: count}}, state "" for a kind without states."""
+    found: dict[Kind, dict[str, int]] = {}
+    for kind in KINDS:
+        states = found[kind] = {}
+        for one in control.list(kind):
+            state = str(getattr(one, "state", ""))
+            states[state] = states.get(state, 0) + 1
+    return found
+
+
+class Looker:
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    def flows(self, wanted: Wanted, after: int, limit: int) -> list[Flow]:
+        """See ServiceProtocol.flows()."""
+        number = None
+        if wanted.environment:
+            link = self._supervisor.remote.link(wanted.environment)
+            if link is None:
+                return []
+            number = link.number
+        found = (one for one in self._supervisor.reader.flows(tunnel=number) if one.id & NUMBER > after)
+        return heapq.nsmallest(limit, filter(wanted, found), key=lambda flow: flow.id & NUMBER)
+
+    def flow(self, flow_id: int) -> Flow:
+        """Raises ResourceNotFound."""
+        for flow in self._supervisor.reader.flows():
+            if flow.id == flow_id:
+                return flow
+        remedy = "list the flows: it may have ended"
+        raise ResourceNotFound(f"no flow {flow_id}", resource=str(flow_id), remedy=remedy)
+
+    def drops(self, after: int) -> list[Drop]:
+        return self._supervisor.reader.drops(after=after)
+
+    def traffic(self) -> Counters:
+        """The sum over all links, in which every flow counts once: its ENI counts it too."""
+        total = Counters()
+        for link, counters in self._counters(self._supervisor.remote.links()):
+            if link.spec.kind == "tunnel":
+                counters = replace(counters, flows_created=0, flows_ended=0)
+            total += counters
+        return total
+
+    def enis(self, accounts: Mapping[str, str]) -> list[EniMeasures]:
+        """accounts: of each ENI that is wanted."""
+        links = [link for link in self._supervisor.remote.links() if link.spec.id in accounts]
+        return [
+            EniMeasures(
+                eni=link.spec.id,
+                account=accounts[link.spec.id],
+                counters=counters,
+                flows=self._supervisor.reader.link_flows(link.number),
+            )
+            for link, counters in self._counters(links)
+        ]
+
+    def status(self) -> Status:
+        return _try(lambda: self._supervisor.reader.status(), NOTHING)
+
+    def process(self) -> EngineProcess | None:
+        """None while no engine runs."""
+        supervisor = self._supervisor
+        if not supervisor.alive:
+            return None
+        remote = supervisor.remote
+        return EngineProcess(
+            pid=remote.pid,
+            version=remote.product or __version__,
+            generation=remote.generation,
+            restarts=supervisor.restarts,
+            status=self.status(),
+            memory=_try(lambda: supervisor.reader.memory(), Memory(bytes=0, huge_bytes=0, bytes_per_flow=0, regions=0)),
+        )
+
+    def _counters(self, links: Iterable[Link]) -> Iterable[tuple[Link, Counters]]:
+        for link in links:
+            try:
+                yield link, self._supervisor.reader.counters(link.number)
+            except EngineError:
+                continue  # removed meanwhile
+
+
+def _try(look: Callable[[], T], otherwise: T) -> T:
+    try:
+        return look()
+    except HyperplaneError:
+        return otherwise

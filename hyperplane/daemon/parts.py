@@ -1,0 +1,150 @@
+"""A running daemon: its parts, put together in order and taken apart in the opposite one."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from random import SystemRandom
+from typing import Final, Self
+
+import structlog
+
+from hyperplane import api
+from hyperplane.control import Control
+from hyperplane.daemon.actuator import Actuator
+from hyperplane.daemon.descriptors import Descriptors
+from hyperplane.daemon.executor import Executor
+from hyperplane.daemon.ledger import Ledger
+from hyperplane.daemon.options import DaemonOptions
+from hyperplane.daemon.places import Places
+from hyperplane.daemon.points import NO_POINTS, CommitPoints
+from hyperplane.daemon.pool import FreshNamespaces, Pool
+from hyperplane.daemon.reconcile import Reconciler, boot_id
+from hyperplane.daemon.service import Service
+from hyperplane.daemon.supervisor import Supervisor
+from hyperplane.errors import HyperplaneError
+from hyperplane.linux.namespaces import NamespaceThreads, raise_descriptor_limit
+from hyperplane.linux.reaper import Reaper
+from hyperplane.linux.settings import SETTINGS
+from hyperplane.linux.watch import NamespaceWatch
+from hyperplane.resources import Problem
+from hyperplane.store import SqliteStore
+
+BOOT: Final = "boot_id"
+PATIENCE: Final = 5.0  # seconds for starts that are under way when the daemon ends
+
+log = structlog.get_logger()
+
+
+class Daemon:
+    """`async with Daemon(options) as daemon:` serves the API until the block ends; engine and environments stay.
+
+    The instance's lock is the caller's to hold, its directories the caller's to make. point: see points.py. Raises what
+    the parts raise: StoreError, EngineError, ProtocolMismatch, AlreadyRunning, InvalidValue, PermissionMissing.
+    """
+
+    service: Service
+
+    def __init__(
+        self, options: DaemonOptions, places: Places, gid: int | None, point: CommitPoints = NO_POINTS
+    ) -> None:
+        self._options = options
+        self._places = places
+        self._gid = gid
+        self._point = point
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._started = False
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await self._start(stack)
+            self._started = True
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        options, places = self._options, self._places
+        raise_descriptor_limit()
+        store = SqliteStore(places.database)
+        stack.callback(store.close)
+        for notice in store.notices:
+            log.warning(notice)
+        SETTINGS.journal(places.settings)
+        threads = NamespaceThreads(options.threads)
+        stack.push_async_callback(asyncio.to_thread, threads.close)
+        reaper = Reaper()
+        stack.push_async_callback(asyncio.to_thread, reaper.stop)
+
+        supervisor = Supervisor(
+            run_dir=places.run,
+            instance=options.instance,
+            options=options.engine,
+            user=options.engine_user,
+            engine_patience=options.engine_patience,
+            on_restart=self._engine_restarted,
+            on_error=_engine_error,
+        )
+        stack.push_async_callback(supervisor.stop)
+        adopted = await supervisor.start()
+        if not adopted:
+            stack.push_async_callback(self._end_engine, supervisor)
+        log.info("engine adopted" if adopted else "engine started", pid=supervisor.remote.pid)
+
+        fresh = FreshNamespaces(places.mark, threads, reaper)
+        actuator = Actuator(supervisor.remote, threads, reaper, fresh, self._point)
+        pool = Pool(options.pool, fresh, threads, reaper, lambda: executor.busy)
+        executor = Executor(actuator, threads, pool, lambda: supervisor.reader, self._point)
+        stack.push_async_callback(pool.close)
+        executor.watch = NamespaceWatch(asyncio.get_running_loop(), executor.gone)
+        stack.callback(executor.watch.close)
+        control = Control(SystemRandom())
+        control.load(store.load())
+        executor.ledger = ledger = Ledger(control, store, executor.carry, executor.kept)
+        stack.push_async_callback(executor.close, PATIENCE)
+
+        reconciler = Reconciler(ledger, executor, actuator, supervisor.remote, reaper, fresh, pool)
+        now, before = boot_id(), store.meta.get(BOOT, "")
+        await reconciler.at_start(rebooted=before not in ("", now), store_lost=bool(store.notices))
+        if before != now:
+            store.set_meta(BOOT, now)
+
+        descriptors = Descriptors(reaper)
+        self.service = Service(
+            instance=options.instance,
+            control=control,
+            ledger=ledger,
+            executor=executor,
+            reconciler=reconciler,
+            supervisor=supervisor,
+            descriptors=descriptors,
+            pool=pool,
+            notices=store.notices,
+            point=self._point,
+        )
+        self._reconciler = reconciler
+        pool.start()
+        stack.callback(descriptors.close)
+        descriptors.open(places.descriptors, self._gid)
+        runner = await api.serve(api.make_app(self.service), places.api, self._gid)
+        stack.push_async_callback(runner.cleanup)
+
+    async def _end_engine(self, supervisor: Supervisor) -> None:
+        """An engine that was started for a daemon that could not."""
+        if not self._started:
+            await supervisor.shutdown()
+
+    def _engine_restarted(self, lost: list[tuple[str, Problem]]) -> None:
+        log.warning("the engine died; another one goes on", lost=len(lost))
+        for id_, problem in lost:
+            log.error("a link was lost", id=id_, error=problem.message)
+        if lost:
+            task = asyncio.get_running_loop().create_task(self._reconciler.on_request())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+
+def _engine_error(error: HyperplaneError) -> None:
+    log.error("the engine", error=str(error))

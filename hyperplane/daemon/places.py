@@ -1,0 +1,85 @@
+"""Where an instance keeps its sockets, its lock and its database."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hyperplane.errors import InvalidValue
+
+RUN_DIR, STATE_DIR = "/run/hyperplane-nat", "/var/lib/hyperplane-nat"
+RUN_DIR_VARIABLE, STATE_DIR_VARIABLE = "HYPERPLANE_RUN_DIR", "HYPERPLANE_STATE_DIR"
+INSTANCE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+LONGEST_SOCKET_PATH: Final = 107  # struct sockaddr_un, unix(7)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The files of one instance. Directories None: those of the environment variables, or else the system's.
+
+    Raises InvalidValue.
+    """
+
+    instance: str = "default"
+    run_dir: Path | None = None
+    state_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not INSTANCE_NAME.fullmatch(self.instance):
+            limit = "1 to 64 letters, digits, and _ . -"
+            raise InvalidValue(f"instance name is {self.instance!r}", resource="instance", limit=limit)
+        if len(os.fsencode(self.descriptors)) > LONGEST_SOCKET_PATH:
+            limit = f"{LONGEST_SOCKET_PATH} bytes in a socket's path"
+            remedy = f"give a shorter directory ({RUN_DIR_VARIABLE})"
+            raise InvalidValue(f"path too long: {self.descriptors}", resource="run dir", limit=limit, remedy=remedy)
+
+    @property
+    def run(self) -> Path:
+        base = self.run_dir or Path(os.environ.get(RUN_DIR_VARIABLE) or RUN_DIR)
+        return base.absolute() / self.instance
+
+    @property
+    def state(self) -> Path:
+        base = self.state_dir or Path(os.environ.get(STATE_DIR_VARIABLE) or STATE_DIR)
+        return base.absolute() / self.instance
+
+    @property
+    def engine(self) -> Path:
+        """The engine's seqpacket socket."""
+        return self.run / "engine.sock"
+
+    @property
+    def engine_log(self) -> Path:
+        return self.run / "engine.log"
+
+    @property
+    def api(self) -> Path:
+        """The HTTP API's stream socket."""
+        return self.run / "api.sock"
+
+    @property
+    def descriptors(self) -> Path:
+        """The seqpacket socket that takes TUN descriptors."""
+        return self.run / "descriptors.sock"
+
+    @property
+    def lock(self) -> Path:
+        return self.run / "daemon.lock"
+
+    @property
+    def settings(self) -> Path:
+        """What kernel settings were before the daemon changed them: gone after a reboot, as the settings are."""
+        return self.run / "settings.json"
+
+    @property
+    def database(self) -> Path:
+        return self.state / "state.db"
+
+    @property
+    def mark(self) -> str:
+        """Six hexadecimal digits by which two instances on one host tell their namespaces apart."""
+        return hashlib.blake2s(os.fsencode(self.state), digest_size=3).hexdigest()

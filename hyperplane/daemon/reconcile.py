@@ -1,0 +1,234 @@
+"""Makes kernel and engine as the store says: at the daemon's start, and when asked. What is right is not touched.
+
+What a daemon that was killed may have left, and what becomes of it:
+
+| left | then |
+|---|---|
+| an ENI that is pending or deleting, an environment that is detaching | it is done again: each step may be done twice |
+| an environment that is attaching | whoever asked for it got no answer: its tunnel is removed, and it has failed |
+| a link of the engine whose resource the store does not have | it is removed |
+| a fresh namespace that no environment has | it is deleted |
+| a kernel setting whose ENI is gone | it is set back (linux.settings) |
+
+And what may have happened meanwhile: namespaces that went away end their environments, devices that were deleted or
+died with an engine are made again, and after a reboot of the host every environment has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import structlog
+
+from hyperplane.control import MakeEni, RemoveEni, UpdateEni
+from hyperplane.daemon.actuator import Actuator, namespace_key, rules
+from hyperplane.daemon.executor import Executor
+from hyperplane.daemon.ledger import Ledger
+from hyperplane.daemon.pool import FreshNamespaces, Pool
+from hyperplane.errors import HyperplaneError, NamespaceNotFound, ResourceConflict
+from hyperplane.ipc.remote import Link, RemoteEngine
+from hyperplane.linux.namespaces import Namespace, open_namespace
+from hyperplane.linux.reaper import Reaper
+from hyperplane.linux.settings import SETTINGS
+from hyperplane.resources import Change, Eni, EniState, Environment, EnvironmentState, Kind, Plan
+
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+UNANSWERED: Final = "the daemon was restarted while it was being attached"
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What has become of an environment. missing: its device or link, while its namespace lives."""
+
+    state: Literal["right", "missing", "gone"]
+    reason: str = ""
+    namespace: Namespace | None = None
+
+
+class Reconciler:
+    def __init__(
+        self,
+        ledger: Ledger,
+        executor: Executor,
+        actuator: Actuator,
+        engine: RemoteEngine,
+        reaper: Reaper,
+        fresh: FreshNamespaces,
+        pool: Pool,
+    ) -> None:
+        self._ledger = ledger
+        self._executor = executor
+        self._actuator = actuator
+        self._engine = engine
+        self._reaper = reaper
+        self._fresh = fresh
+        self._pool = pool
+        self._changes: list[Change] = []
+        self._turn = asyncio.Lock()
+
+    async def at_start(self, *, rebooted: bool, store_lost: bool) -> Plan:
+        """store_lost: the database could not be read: what the engine does is left as it is. Raises StoreError."""
+        async with self._turn:
+            self._changes = []
+            if rebooted:
+                for environment in self._environments():
+                    self._end(environment, "the host was rebooted")
+            await self._fail_unanswered()
+            await self._compare()
+            if store_lost:
+                log.warning("the engine's links are left alone; POST /v1/reconcile removes those that nobody knows")
+            else:
+                await self._remove_strangers()
+            pending = self._ledger.control.pending_actions(self._ledger.now)
+            self._ledger.begin(pending)
+            if not any(isinstance(action, MakeEni | RemoveEni) for action in pending):
+                SETTINGS.forget_inherited()
+            return self._plan()
+
+    async def on_request(self) -> Plan:
+        async with self._turn:
+            self._changes = []
+            await self._compare()
+            await self._remove_strangers()
+            await self._executor.settled()
+            return self._plan()
+
+    # Steps
+
+    async def _compare(self) -> None:
+        for eni in self._ledger.control.list("eni"):
+            if eni.state in (EniState.AVAILABLE, EniState.IN_USE) and not self._executor.under_way(eni.id):
+                await self._compare_eni(eni)
+        attached = [one for one in self._environments() if one.state is EnvironmentState.ATTACHED]
+        known = [one for one in attached if not self._executor.under_way(one.id)]
+        keys = {one.id: self._ledger.control.internals(one.id).get("netns") for one in known}
+        found = await self._run(lambda: [self._inspect(one, keys[one.id]) for one in known])
+        for environment, each in zip(known, found, strict=True):
+            await self._compare_environment(environment, each)
+
+    async def _compare_eni(self, eni: Eni) -> None:
+        action = self._ledger.control.make_action(eni.id)
+        namespace = await self._run(self._actuator.adopt_eni, eni, action.namespace)
+        if namespace is None:
+            self._note("update", "eni", eni.id, device=("missing", eni.device))
+            try:
+                namespace = await self._executor.run(self._actuator.remake_eni, action)
+            except HyperplaneError as error:
+                self._executor.lose_eni(eni.id, str(error))
+                return
+        self._executor.watch_eni(eni.id, namespace)
+        link = await self._run(self._engine.link, eni.id)
+        wanted = rules(action.security_groups)
+        if link and link.spec.rules != wanted:
+            self._note("update", "eni", eni.id, rules=(", ".join(link.spec.rules), ", ".join(wanted)))
+            self._ledger.begin([UpdateEni(eni=eni, security_groups=action.security_groups)])
+
+    async def _compare_environment(self, environment: Environment, found: _Found) -> None:
+        current = self._ledger.control.find("environment", environment.id, None)
+        if current is None or current.state is not EnvironmentState.ATTACHED or self._executor.under_way(current.id):
+            return  # changed meanwhile
+        if found.state == "gone":
+            self._note("delete", "environment", environment.name, reason=("", found.reason))
+            self._executor.end(environment, found.reason)
+        elif found.state == "missing":
+            self._note("update", "environment", environment.name, device=("missing", environment.device))
+            fd = await self._run(self._engine.remove, environment.id)
+            closing = asyncio.wrap_future(self._reaper.close(fd)) if fd >= 0 else None
+            self._executor.reattach(environment, closing)
+        elif found.namespace:
+            self._executor.watch_again(environment, found.namespace)
+
+    def _inspect(self, environment: Environment, remembered: Any) -> _Found:
+        """In a thread."""
+        link = self._engine.link(environment.id)
+        key = namespace_key(link) if link else None
+        if not environment.namespace:
+            if link is None:
+                return _Found("gone", "its descriptor was lost with the engine")
+            return _Found("right") if key else _Found("gone", "its device was deleted")
+        try:
+            with open_namespace(environment.namespace) as namespace:
+                found = namespace.closed()
+        except NamespaceNotFound:
+            return _Found("gone", _gone(environment))
+        except HyperplaneError as error:  # no descriptor left, for instance: it may live
+            log.warning("environment cannot be looked at", environment=environment.id, error=str(error))
+            return _Found("right")
+        expected = key or (tuple(remembered) if remembered else found.key)
+        if found.key != expected:
+            return _Found("gone", _gone(environment))
+        return _Found("right" if key else "missing", namespace=found)
+
+    async def _fail_unanswered(self) -> None:
+        for environment in self._environments():
+            if environment.state is EnvironmentState.ATTACHING:
+                closing = await self._run(self._actuator.detach, environment.id, "")
+                if closing:
+                    await asyncio.wrap_future(closing)
+                self._end(environment, UNANSWERED)
+
+    async def _remove_strangers(self) -> None:
+        links: list[Link] = await self._run(self._engine.links)
+        known = {one.id for one in self._ledger.control.list("eni")} | {one.id for one in self._environments()}
+        strangers = [one for one in links if one.spec.id not in known and not self._executor.under_way(one.spec.id)]
+        for link in sorted(strangers, key=lambda link: link.spec.kind == "eni"):
+            self._note("delete", "eni" if link.spec.kind == "eni" else "environment", link.spec.id)
+            await self._tried(self._actuator.remove_stranger, link)
+        used = {one.namespace for one in self._environments()} | self._pool.names()
+        for name in await self._run(self._fresh.leftovers, used):
+            log.info("a fresh namespace that nobody has is deleted", namespace=name)
+            await self._tried(self._fresh.delete, name)
+
+    # Within
+
+    def _environments(self) -> list[Environment]:
+        """Those that have not ended."""
+        every: Iterable[Environment] = self._ledger.control.list("environment")
+        return [one for one in every if one.state is not EnvironmentState.ENDED]
+
+    def _end(self, environment: Environment, reason: str) -> None:
+        self._note("delete", "environment", environment.name, reason=("", reason))
+        control = self._ledger.control
+        if reason == UNANSWERED:
+            error = ResourceConflict(reason, resource=environment.name, remedy="start it again")
+            self._ledger.event(lambda now: control.environment_failed(environment.id, error, now))
+        else:
+            self._ledger.event(lambda now: control.environment_ended(environment.id, reason, now))
+
+    def _note(self, action: Literal["create", "update", "delete"], kind: Kind, name: str, **fields: Any) -> None:
+        log.info(
+            "reconciled", action=action, kind=kind, name=name, **{field: new for field, (_, new) in fields.items()}
+        )
+        self._changes.append(Change(action=action, kind=kind, name=name, fields=fields))
+
+    def _plan(self) -> Plan:
+        return Plan(changes=tuple(self._changes), applied=True)
+
+    async def _run(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await self._executor.run(work, *arguments)
+
+    async def _tried(self, work: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            await self._run(work, *arguments)
+        except HyperplaneError as error:
+            log.warning("what was left over could not be removed", error=str(error))
+
+
+def boot_id() -> str:
+    """Another one after each boot of the kernel."""
+    try:
+        return BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _gone(environment: Environment) -> str:
+    if environment.pid:
+        return f"process {environment.pid} ended"
+    return f"namespace {environment.namespace} was deleted"

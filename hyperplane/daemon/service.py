@@ -1,0 +1,230 @@
+"""What the API calls: control decides, the ledger keeps it, the executor has it carried out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from hyperplane import __version__
+from hyperplane.api.service import DaemonStatus, DeclaredKind, FlowQuery, Health, Measures, Peer
+from hyperplane.control import Control
+from hyperplane.daemon import looking
+from hyperplane.daemon.descriptors import Descriptors
+from hyperplane.daemon.executor import Executor, Start
+from hyperplane.daemon.ledger import Ledger
+from hyperplane.daemon.looking import Looker
+from hyperplane.daemon.peers import check_target
+from hyperplane.daemon.points import CommitPoints
+from hyperplane.daemon.pool import Pool
+from hyperplane.daemon.reconcile import Reconciler
+from hyperplane.daemon.supervisor import Supervisor
+from hyperplane.errors import EniNotReady, ResourceConflict
+from hyperplane.linux.tunnel import Shape
+from hyperplane.model import Drop, Flow
+from hyperplane.resources import (
+    ApplyRequest,
+    Document,
+    Environment,
+    EnvironmentSpec,
+    EnvironmentState,
+    Function,
+    Kind,
+    Plan,
+    Resource,
+)
+
+START_WITHIN: Final = 60.0  # seconds: an ENI that is pending for longer does not come
+END_WITHIN: Final = 10.0  # seconds that a deletion without drain waits for its end
+
+
+@dataclass
+class Service:
+    """hyperplane.api.service.ServiceProtocol. Belongs to the event loop."""
+
+    instance: str
+    control: Control
+    ledger: Ledger
+    executor: Executor
+    reconciler: Reconciler
+    supervisor: Supervisor
+    descriptors: Descriptors
+    pool: Pool
+    notices: tuple[str, ...]
+    point: CommitPoints
+    started: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        self._looker = Looker(self.supervisor)
+        for function in self.control.list("function"):
+            self._supply(function)
+
+    # Declared resources
+
+    async def create(self, kind: DeclaredKind, spec: Any) -> tuple[Resource, bool]:
+        method = getattr(self.control, f"create_{kind.replace('-', '_')}")
+
+        def decide(now: float) -> tuple[Resource, bool]:
+            made: Resource = method(spec, now)
+            return made, made.created == now
+
+        made, created = self.ledger.request(decide)
+        self.point("creation stored")
+        self._supply(made)
+        return made, created
+
+    async def get(self, kind: Kind, ref: str, account: str) -> Resource:
+        found: Resource = self.control.get(kind, ref, account)
+        return found
+
+    async def select(self, kind: Kind, account: str | None, filters: Mapping[str, str]) -> Sequence[Resource]:
+        return self.control.list(kind, account, **filters)
+
+    async def update(self, kind: DeclaredKind, ref: str, spec: Any) -> Resource:
+        method = getattr(self.control, f"update_{kind.replace('-', '_')}")
+        made: Resource = self.ledger.request(lambda now: method(ref, spec, now))
+        self._supply(made)
+        return made
+
+    async def delete(self, kind: DeclaredKind, ref: str, account: str) -> None:
+        method = getattr(self.control, f"delete_{kind.replace('-', '_')}")
+        self.ledger.request(lambda now: method(ref, account, now))
+        self.point("deletion stored")
+
+    async def apply(self, request: ApplyRequest) -> Plan:
+        document, prune = request.document, request.prune
+        if request.dry_run:
+            return self.control.plan(document, prune, self.ledger.now)
+        plan = self.ledger.request(lambda now: self.control.apply(document, prune, now))
+        for function in self.control.list("function", document.account):
+            self._supply(function)
+        return plan
+
+    async def export(self, account: str) -> Document:
+        return self.control.export(account)
+
+    # Environments
+
+    async def start_environment(self, spec: EnvironmentSpec, peer: Peer) -> tuple[Environment, bool]:
+        asked = time.perf_counter()
+        self.executor.check_room()
+        check = check_target(spec.namespace, peer) if spec.namespace else None
+
+        def decide(now: float) -> tuple[Environment, bool]:
+            environment = self.control.start_environment(spec, now)
+            created = environment.created == now
+            if created and spec.descriptor:
+                self.descriptors.check(spec.descriptor, peer)
+            return environment, created
+
+        environment, created = self.ledger.request(decide)
+        if not created:
+            return await self._joined(environment), False
+        start = Start(asked, asyncio.get_running_loop().create_future(), check)
+        if spec.descriptor:
+            start.device = self.descriptors.take(spec.descriptor, peer)
+        self.executor.expect(environment.id, start)
+        self.point("start stored")
+        return await self._answered(environment, start.answer), True
+
+    async def end_environment(self, ref: str, account: str, drain: float) -> Environment:
+        environment = self.ledger.request(lambda now: self.control.end_environment(ref, account, drain, now))
+        self.point("end stored")
+        if environment.state is not EnvironmentState.DETACHING or drain:
+            return environment
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self.executor.ended(environment.id)), END_WITHIN)
+        found: Environment | None = self.control.find("environment", environment.id, None)
+        return found or environment
+
+    async def _joined(self, environment: Environment) -> Environment:
+        """What the same request led to before."""
+        answer = self.executor.joined(environment.id)
+        if answer is not None:
+            return await self._answered(environment, answer)
+        if environment.state is EnvironmentState.ENDED:
+            message = f"environment {environment.name} of this client_token has ended: {environment.reason}"
+            raise ResourceConflict(message, resource=environment.id, remedy="start one with another client_token")
+        return environment
+
+    async def _answered(self, environment: Environment, answer: asyncio.Future[Environment]) -> Environment:
+        try:
+            return await asyncio.wait_for(asyncio.shield(answer), START_WITHIN)
+        except TimeoutError:
+            pass
+        remedy = "look at the function's ENIs, and at the daemon's log"
+        message = f"environment {environment.name} was not attached within {START_WITHIN:.0f} s"
+        self.ledger.request(lambda now: self.control.end_environment(environment.id, None, 0.0, now))
+        raise EniNotReady(message, resource=environment.id, remedy=remedy)
+
+    def _supply(self, resource: Resource) -> None:
+        """Namespaces for a function's environments are kept ready."""
+        if isinstance(resource, Function):
+            device = EnvironmentSpec(function="").device
+            self.pool.serve(Shape(device, resource.inside_address, resource.mtu, resource.routes))
+
+    # Traffic
+
+    async def flows(self, query: FlowQuery, after: int, limit: int) -> Sequence[Flow]:
+        wanted = looking.wanted(self.control, query)
+        return await asyncio.to_thread(self._looker.flows, wanted, after, limit)
+
+    async def flow(self, flow_id: int) -> Flow:
+        return await asyncio.to_thread(self._looker.flow, flow_id)
+
+    async def drops(self, after: int) -> Sequence[Drop]:
+        return await asyncio.to_thread(self._looker.drops, after)
+
+    # The daemon
+
+    async def reconcile(self) -> Plan:
+        return await self.reconciler.on_request()
+
+    async def health(self) -> Health:
+        reasons = []
+        if not self.supervisor.alive:
+            reasons.append("no engine runs; engine.log says why")
+        if trouble := self.ledger.trouble:
+            reasons.append(trouble)
+        return Health(
+            status="degraded" if reasons else "ok",
+            version=__version__,
+            instance=self.instance,
+            reasons=tuple(reasons),
+        )
+
+    async def status(self) -> DaemonStatus:
+        resources = looking.counts(self.control)
+        engine, traffic = await asyncio.to_thread(lambda: (self._looker.process(), self._looker.traffic()))
+        return DaemonStatus(
+            instance=self.instance,
+            version=__version__,
+            pid=os.getpid(),
+            started=self.started,
+            engine=engine,
+            traffic=traffic,
+            resources=resources,
+            pool=len(self.pool),
+            notices=self.notices,
+        )
+
+    async def measures(self) -> Measures:
+        resources = looking.counts(self.control)
+        accounts = {one.id: one.account for one in self.control.list("eni")}
+        status, traffic, enis = await asyncio.to_thread(
+            lambda: (self._looker.status(), self._looker.traffic(), self._looker.enis(accounts))
+        )
+        return Measures(
+            traffic=traffic,
+            flows=status.flows,
+            max_flows=self.supervisor.reader.config.max_flows,
+            restarts=self.supervisor.restarts,
+            engine_running=self.supervisor.alive,
+            resources=resources,
+            enis=enis,
+            pool=len(self.pool),
+        )
