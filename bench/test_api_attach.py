@@ -27,7 +27,7 @@ from hyperplane.resources import Document, Environment, EnvironmentSpec, Timings
 
 pytestmark = [pytest.mark.benchmark(timer=replay_clock), pytest.mark.timeout(600)]
 
-STAGES: Final = (1, 1000, 5000)  # environments that are there when a figure's last one is started
+STAGES: Final = (1, 500, 1000)  # environments that are there when a figure's last one is started
 WINDOW: Final = 100  # starts that a figure is taken of
 AT_ONCE: Final = 1000
 FILLING: Final = 8  # starts under way while the numbers are filled up

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from ipaddress import IPv4Network
 from typing import Any, Final
 
+from msgspec.structs import replace
 from rich.console import Console
 
 from hyperplane.cli import loop
@@ -32,7 +33,7 @@ from hyperplane.cli.loop import whole
 from hyperplane.cli.render import Attached
 from hyperplane.client import Client
 from hyperplane.errors import HyperplaneError
-from hyperplane.model import Drop
+from hyperplane.model import Drop, Flow
 from hyperplane.resources import Document, EnvironmentSpec, FunctionSpec, SecurityGroupSpec, SubnetSpec, VpcSpec
 
 ENI_ADDRESS: Final = "198.19.0.5"
@@ -74,7 +75,7 @@ class Demo:
             await self._attach()
             fetched = await self._fetch()
             await self._ask_servers()
-            self._teller.flows([flow async for flow in self._client.flows()], boot_time())
+            self._teller.flows(await self._flows(), boot_time())
             await self._try_in(fetched[0])
             await self._try_out()
         self._teller.done(time.monotonic() - started)
@@ -120,7 +121,8 @@ class Demo:
             raise HyperplaneError(f"the demo needs {ENI_ADDRESS} for its ENI, which got another address")
 
     async def _attach(self) -> None:
-        attached = []
+        attached: list[Attached] = []
+        self._named: dict[str, str] = {}
         for label, name in zip(self._labels, self._names, strict=True):
             before = time.perf_counter()
             one = await self._client.start_environment(
@@ -128,6 +130,7 @@ class Demo:
             )
             seconds = time.perf_counter() - before
             attached.append(Attached(name, one.namespace, one.device, one.inside_address, seconds))
+            self._named[one.id] = name
         self._teller.attached(attached, await self._attach_by_veth(), without_nft=self._router.without_nft)
 
     async def _attach_by_veth(self) -> list[float]:
@@ -149,6 +152,10 @@ class Demo:
             fetched.append(Fetched(name, INSIDE_ADDRESS, INSIDE_PORT, status, answer["client"]))
         self._teller.fetched(f"http://{ADDRESS}/", fetched)
         return fetched
+
+    async def _flows(self) -> list[Flow]:
+        """With the environments' names, where the API gives their ids."""
+        return [replace(flow, tunnel=self._named.get(flow.tunnel, "")) async for flow in self._client.flows()]
 
     async def _ask_servers(self) -> None:
         first, second, last = self._labels[0], self._labels[1], self._labels[-1]
