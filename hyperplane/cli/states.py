@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from hyperplane.cli.kinds import BY_NAME
 from hyperplane.cli.options import Caller
 from hyperplane.cli.render import drops_text, duration, many, volume
 from hyperplane.cli.resource_verbs import print_json
@@ -24,9 +25,10 @@ def show(caller: Caller) -> int:
             status = client.status()
     except DaemonUnavailable as error:
         if caller.as_json:
-            print_json(Problem(error="DaemonUnavailable", message=error.message, remedy=error.remedy))
+            parts = {"message": error.message, "resource": error.resource, "remedy": error.remedy}
+            print_json(Problem(error="DaemonUnavailable", **parts))
         else:
-            print(f"daemon  {error}")
+            print(f"daemon  {error.message}; {error.remedy}")
             print(f"engine  {_engine_alone(caller.instance)}")
         return 1
     if caller.as_json:
@@ -69,12 +71,12 @@ def _engine(engine: Any) -> str:
 
 
 def _counted(resources: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """`2 functions (2 Active)`."""
+    """As in `2 functions (2 Active)`."""
     words = []
     for kind, states in resources.items():
         if total := sum(states.values()):
             named = ", ".join(f"{count:,} {state}" for state, count in states.items() if state and count)
-            words.append(many(total, kind) + (f" ({named})" if named else ""))
+            words.append(many(total, BY_NAME[kind].word) + (f" ({named})" if named else ""))
     return words
 
 

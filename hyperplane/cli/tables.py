@@ -32,7 +32,8 @@ STYLES: Final = {
     "Pending": "yellow", "pending": "yellow", "attaching": "yellow", "detaching": "yellow",
     "Failed": "red", "ended": "dim", "Inactive": "dim", "Deleting": "dim", "deleting": "dim",
 }  # fmt: skip
-NUMBERS: Final = ("mtu", "available", "environments", "max_flows")
+COUNTS: Final = ("available", "environments", "max_flows")
+NUMBERS: Final = (*COUNTS, "mtu")
 MOST_WORDS: Final = 4  # of a list in a table
 MARKS: Final = {"create": ("+", "green"), "update": ("~", "yellow"), "delete": ("-", "red")}
 DONE: Final = {"create": "created", "update": "updated", "delete": "deleted"}
@@ -99,7 +100,7 @@ def _words(field: str, value: Any, names: Names, *, short: bool) -> str:
         return _list([str(one) for one in value], short=short)
     if value is None or (value == 0 and field in ("max_flows", "pid")):
         return ""
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if field in COUNTS else str(value)
 
 
 def _references(kind: str, value: str | tuple[str, ...], names: Names, *, short: bool) -> str:

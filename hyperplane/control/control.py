@@ -41,9 +41,9 @@ class Control:
     """All resources of all accounts, in memory. For one thread.
 
     Every method that changes something does all of it or, when it raises, nothing. After each, take() gives what is to
-    be kept and done; when it could not be kept, untake() takes it back. `now` is in seconds since the epoch. A reference
-    is an id or, within the account, a name. Events about what is no more, or that come a second time, change nothing
-    and raise nothing.
+    be kept and done; when it could not be kept, untake() takes it back. `now` is in seconds since the epoch. A
+    reference is an id or, within the account, a name. Events about what is no more, or that come a second time, change
+    nothing and raise nothing.
     """
 
     def __init__(self, random: Random, limits: Limits = Limits()) -> None:  # noqa: B008 (immutable)

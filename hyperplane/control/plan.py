@@ -26,6 +26,7 @@ from hyperplane.resources import (
     FunctionSpec,
     FunctionState,
     Kind,
+    Resource,
     SecurityGroupSpec,
     SubnetSpec,
     VpcSpec,
@@ -66,7 +67,7 @@ class Documents:
     def export(self, account: str) -> Document:
         def written(kind: Kind) -> tuple[Any, ...]:
             own = [one for one in self._state.tables[kind].values() if one.account == account]
-            return tuple(self.spec_of(kind, one) for one in sorted(own, key=lambda one: (one.created, one.id)))
+            return tuple(self.spec_of(kind, one) for one in sorted(own, key=_age))
 
         return Document(
             account=account,
@@ -142,9 +143,10 @@ class Documents:
         found: dict[str, Kind] = {}
         for kind in DELETED:
             named = {spec.name for spec in specs[kind]}
-            for id_, one in self._state.tables[kind].items():
-                if one.account == account and one.name not in named:
-                    found[id_] = kind
+            own = [one for one in self._state.tables[kind].values() if one.account == account]
+            for one in sorted(own, key=_age):
+                if one.name not in named:
+                    found[one.id] = kind
         return found
 
     def _prune(self, unnamed: dict[str, Kind]) -> Iterator[Change]:
@@ -202,6 +204,10 @@ def _located(kind: Kind, position: int) -> Iterator[None]:
         where = f"{_table(kind)}[{position}]"
         error.field = f"{where}.{error.field}" if error.field else where
         raise
+
+
+def _age(one: Resource) -> tuple[float, str]:
+    return one.created, one.id
 
 
 def _table(kind: Kind) -> str:

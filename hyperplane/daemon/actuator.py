@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
 from typing import Final
 
@@ -176,7 +177,9 @@ class Actuator:
             # A fresh one that was attached before has a namespace.
             if target := action.namespace or environment.namespace:
                 vpc = self.vpc_key(environment.eni)
-                device = make_tunnel(target, shape, self._threads, self._reaper, vpc=vpc, check=check)
+                device = make_tunnel(
+                    target, shape, self._threads, self._reaper, vpc=vpc, check=partial(self._check, check)
+                )
             else:
                 device = self._fresh.make(shape)
         self._point("tunnel device made")
@@ -218,6 +221,14 @@ class Actuator:
         """Of the environment's link."""
         link = self._engine.link(environment)
         return link.number if link else None
+
+    def _check(self, further: Callable[[Namespace], None] | None, namespace: Namespace) -> None:
+        if namespace.key == self._threads.home:
+            message = f"namespace {namespace.name} is the daemon's own"
+            remedy = "give the environment's: its routes would become the host's"
+            raise InvalidValue(message, resource=namespace.name, remedy=remedy, field="namespace")
+        if further:
+            further(namespace)
 
     def _close(self, fd: int) -> Future[None] | None:
         return self._reaper.close(fd) if fd >= 0 else None

@@ -128,7 +128,7 @@ class Supervisor:
     # In the event loop
 
     def _run(self, work: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
-        return self._loop.run_in_executor(self._thread, work, *arguments)
+        return asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     def _watch(self) -> None:
         self._watched = self.remote.pidfd
@@ -163,6 +163,8 @@ class Supervisor:
                 break
             except HyperplaneError as error:
                 self._on_error(error)
+            except OSError as error:
+                self._on_error(EngineError(f"no engine: {error}"))
         self.restarts += 1
         self._watch()
         self._on_restart([(link.spec.id, problem) for link, problem in lost])
@@ -182,18 +184,19 @@ class Supervisor:
 
     def _adopt_or_start(self) -> bool:
         try:
-            self.remote.adopt()
-            adopted = True
+            self._adopt()
+            return True
         except NoMemory:
             # The daemon that started it died, and with it the last descriptors of the memory that it waits for.
             self._shut_down()
-            adopted = False
         except ConnectionLost:
-            adopted = False
-        if not adopted:
-            self._start(self._options, self.remote.adopt)
-        self.remote.start()
-        return adopted
+            pass  # nobody listens
+        self._start(self._options, self._adopt)
+        return False
+
+    def _adopt(self) -> None:
+        if not self.remote.adopt():
+            self.remote.start()
 
     def _succeed(self, inherit: bool) -> list[tuple[Link, Problem]]:
         if self._child:

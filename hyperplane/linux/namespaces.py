@@ -197,11 +197,12 @@ class NamespaceThreads:
     """A few threads that go into namespaces to work there; jobs wait their turn in the order in which they came.
 
     More than a few would only queue in the kernel: devices are made and routes set under one lock (RTNL). One
-    descriptor is kept, that of the namespace in which the object was made: the threads return there.
+    descriptor is kept, that of the namespace in which the object was made (home): the threads return there.
     """
 
     def __init__(self, workers: int = 4) -> None:
         self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self.home: Final = key_of(self._home)
         self._local = threading.local()
         self._pool = ThreadPoolExecutor(workers, "namespace", initializer=self._enlist)
 

@@ -7,8 +7,8 @@ A fenced block runs when an HTML comment stands right above it, which nobody see
     <!-- run first ... -->        no block: commands in the comment itself, for what the page does not show
 
 A ```text block after a python block is what it prints.
-The blocks of a document run in order in one shell. Numbers in output may be others, but for addresses; "..." stands for
-anything. Namespaces are made in a mount namespace of the document's own, so their names may be anybody's.
+The blocks of a document run in order in one shell. Numbers and ids in output may be others, but for addresses; "..."
+stands for anything. Namespaces are made in a mount namespace of the document's own, so their names may be anybody's.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 ADDRESS_OR_NUMBER = re.compile(r"(\d+\.\d+\.\d+\.\d+)|\d[\d,]*(?:\.\d+)?")
+ID = re.compile(r"(vpc|subnet|sg|function|eni|env)-0[0-9a-f]{16}")
 SHELL = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"]
 START = "mkdir -p /run/netns && mount -t tmpfs none /run/netns && exec bash"
 SITE = """
@@ -60,13 +61,16 @@ class Shell:
         command = programs / "hyperplane-nat"
         command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m hyperplane.cli "$@"\n')
         command.chmod(0o755)
-        (directory / "work").mkdir()
+        for name in ("work", "run", "state"):
+            (directory / name).mkdir()
         path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
         self.text = ""
         self.process = subprocess.Popen(
             [*SHELL, START], cwd=directory / "work", text=True, bufsize=1,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", "PYTHONUNBUFFERED": "1"},
+            env=os.environ
+            | {"PATH": path, "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", "PYTHONUNBUFFERED": "1"}
+            | {"HYPERPLANE_RUN_DIR": str(directory / "run"), "HYPERPLANE_STATE_DIR": str(directory / "state")},
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -133,6 +137,9 @@ def pattern(line: str) -> re.Pattern[str]:
 
 
 def _loose(word: str) -> str:
+    if match := ID.search(word):
+        any_id = rf"{match[1]}-0[0-9a-f]{{16}}"
+        return re.escape(word[: match.start()]) + any_id + re.escape(word[match.end() :])
     found, end = "", 0
     for match in ADDRESS_OR_NUMBER.finditer(word):
         found += re.escape(word[end : match.start()])

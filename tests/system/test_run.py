@@ -358,6 +358,7 @@ def test_a_terminals_keys_do_what_they_do(api: Api, terminal: Terminal) -> None:
     terminal.type("two\n")
     place = terminal.wait_for("two\r\ntwo\r\n", place)
     terminal.type("\x03")  # Ctrl-C
+    place = terminal.wait_for("$ ", place)
     terminal.type("echo status=$?\n")
     terminal.wait_for("status=130\r\n", place)
     assert api.ended() == 1
@@ -385,7 +386,9 @@ def test_a_shell_can_be_run(api: Api, terminal: Terminal) -> None:
     terminal.type("sh -c 'tty; exec sleep 600'\n")
     place = terminal.wait_for("/dev/pts/", place)
     terminal.type("\x03")
+    place = terminal.wait_for("$ ", place)
     terminal.type("exit 9\n")
+    place = terminal.wait_for("$ ", place)
     terminal.type("echo status=$?\n")
     terminal.wait_for("status=9\r\n", place)
     assert "no job control" not in terminal.text

@@ -171,7 +171,7 @@ def ran(capsys: Text, *arguments: str, code: int = 0) -> str:
 @pytest.mark.parametrize(
     ("noun", "words"),
     [
-        ("vpc", ["customer", "vpc-1", "198.19.0.2", "1,500"]),
+        ("vpc", ["customer", "vpc-1", "198.19.0.2", "1500"]),
         ("subnet", ["private", "subnet-1", "customer", "198.19.0.0/24", "252"]),
         ("security-group", ["web", "sg-1", "customer", "tcp/443"]),
         ("function", ["reports", "function-1", "Active", "private", "web", "198.18.0.2", "eni-1"]),

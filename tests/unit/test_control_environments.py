@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from ipaddress import IPv4Network
+from random import Random
 from typing import Any
 
 import pytest
-from control_support import World
 
 from hyperplane.control import Attach, Control, Detach, Limits, MakeEni, RemoveEni
 from hyperplane.errors import (
@@ -29,6 +29,7 @@ from hyperplane.resources import (
     FunctionState,
     ReasonCode,
 )
+from tests.unit.control_support import World
 
 
 @pytest.fixture
@@ -229,24 +230,17 @@ def test_those_that_ended_are_forgotten() -> None:
     assert world.control.list("environment") == ()
 
 
-def test_a_restart_goes_on_with_what_was_under_way(world: World) -> None:
-    records: dict[str, Any] = {}
+def test_a_restart_goes_on_with_what_was_under_way() -> None:
+    world = World()
+    world.network()
+    world.function("f")
+    records = world.kept({})
+    world.control.eni_made(world.control.list("eni")[0].id, world.now)
     attaching, attached, detaching = (world.start(descriptor=text) for text in ("d1", "d2", "d3"))
     world.control.environment_attached(attached.id, world.now)
     world.control.end_environment(detaching.id, "default", 60.0, world.now)
-    full = World()
-    full.network()
-    full.active("f")
-    full.control.rollback()
-    world.kept(records)
-    # The world's network was kept before; a whole one is made of what it shows.
-    control = Control(world.control._state.random)
-    everything = [
-        type("Kept", (), {"kind": kind, "resource": one, "internals": world.control._state.internals(id_)})
-        for kind, table in world.control._state.tables.items()
-        for id_, one in table.items()
-    ]
-    control.load(everything)
+    control = Control(Random(2))
+    control.load(world.kept(records).values())
     attach, detach = control.pending_actions(world.time + 20.0)
     assert isinstance(attach, Attach)
     assert (attach.environment.id, attach.descriptor) == (attaching.id, "d1")

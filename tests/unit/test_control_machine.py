@@ -247,8 +247,8 @@ class Plane(RuleBasedStateMachine):
         self.control.expire(self.time)
         self.keep()
 
-    @rule(spec=function_specs, function=chosen(FUNCTIONS), seconds=chosen((0.0, 60.0)))
-    def store_refuses(self, spec: FunctionSpec, function: str, seconds: float) -> None:
+    @rule(spec=function_specs, function=chosen(FUNCTIONS), seconds=chosen((0.0, 60.0)), taken=st.booleans())
+    def store_refuses(self, spec: FunctionSpec, function: str, seconds: float, taken: bool) -> None:
         """Several steps that could not be kept."""
         before, index = resources(self.control), copy.deepcopy(self.control._state.index)
         for method, wanted in (
@@ -260,7 +260,11 @@ class Plane(RuleBasedStateMachine):
         self.control.expire(self.time + seconds)
         for environment in self.control.list("environment"):
             self.control.environment_ended(environment.id, "test", self.time + seconds)
-        self.control.rollback()
+        if taken:
+            self.control.take()
+            self.control.untake()
+        else:
+            self.control.rollback()
         assert resources(self.control) == before
         assert self.control._state.index == index
         assert self.control.take() == Outcome()

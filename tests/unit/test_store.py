@@ -59,7 +59,7 @@ def environment(number: int) -> Environment:
 
 
 def put(resource: Any, **internals: Any) -> Put:
-    kind: Any = {Vpc: "vpc", Subnet: "subnet", Environment: "environment"}[type(resource)]
+    kind: Any = {"Vpc": "vpc", "Subnet": "subnet", "Environment": "environment"}[type(resource).__name__]
     return Put(kind, resource.id, resource, internals)
 
 
