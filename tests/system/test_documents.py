@@ -35,7 +35,7 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 ADDRESS_OR_NUMBER = re.compile(r"(\d+\.\d+\.\d+\.\d+)|\d[\d,]*(?:\.\d+)?")
-ID = re.compile(r"(vpc|subnet|sg|function|eni|env)-0[0-9a-f]{16}")
+ID = re.compile(r"(vpc-|subnet-|sg-|function-|eni-|env-|eni)0?[0-9a-f]{10,16}")
 SHELL = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"]
 START = "mkdir -p /run/netns && mount -t tmpfs none /run/netns && exec bash"
 SITE = """
@@ -138,7 +138,7 @@ def pattern(line: str) -> re.Pattern[str]:
 
 def _loose(word: str) -> str:
     if match := ID.search(word):
-        any_id = rf"{match[1]}-0[0-9a-f]{{16}}"
+        any_id = rf"{match[1]}[0-9a-f]+"
         return re.escape(word[: match.start()]) + any_id + re.escape(word[match.end() :])
     found, end = "", 0
     for match in ADDRESS_OR_NUMBER.finditer(word):
