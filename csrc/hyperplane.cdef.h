@@ -56,7 +56,7 @@ typedef enum hp_reason {
   HP_PORTS_EXHAUSTED,      /* every outside port is taken for this destination */
   HP_TTL_EXCEEDED,         /* TTL reached 0 here */
   HP_FRAGMENTATION_NEEDED, /* larger than the next link's MTU with DF set */
-  HP_LINK_DETACHED,        /* the link it came from or should leave by is gone */
+  HP_LINK_DETACHED,        /* the link it came from or should leave by is gone or drained */
   HP_OUTPUT_FULL,          /* the outgoing link's queue had no room */
   HP_OUTPUT_ERROR,         /* the kernel refused the write */
   HP_SOURCE_ROUTE,         /* IPv4 source route option, a way round the rules (RFC 7126 4.3 and 4.4) */
@@ -256,8 +256,8 @@ int hp_eni_rules(hp_engine *engine, uint32_t eni, const hp_rule *rules, uint32_t
 int hp_tunnel_add(hp_engine *engine, const hp_tunnel_config *config, int fd, hp_error *error);
 int hp_link_remove(hp_engine *engine, uint32_t link, hp_error *error);
 /* Prepares a tunnel's end; it stays until it is removed, and there is no way back. HP_DRAIN_CLOSE: it takes no new
- * flow, what exists goes on. HP_DRAIN_RESET: its packets are refused in both directions, and within 0.2 s or so all of
- * its flows end, both sides of each TCP connection being sent an RST; hp_counters.flows says when that is done. */
+ * flow, what exists goes on. HP_DRAIN_RESET: its packets are refused in both directions, both sides of each TCP
+ * connection are sent an RST within 0.1 s, and after 0.3 s or so all flows have ended: hp_counters.flows says when. */
 int hp_link_drain(hp_engine *engine, uint32_t link, uint32_t how, hp_error *error);
 
 /* The packet path in memory: what the worker runs, on packets of the caller. now is CLOCK_BOOTTIME

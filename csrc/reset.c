@@ -111,13 +111,11 @@ bool hp_resets_used_up(const hp_worker *worker) { return worker->io && worker->r
 
 void hp_detached_packet(hp_worker *worker, hp_packet *packet, const hp_item *item, const hp_link *link) {
   const hp_headers *h = &item->headers;
-  bool inside = item->side == HP_INSIDE;
-  if (link->kind != HP_LINK_TUNNEL || link->draining || link->drain != HP_DRAIN_RESET ||
-      (inside && h->source != link->address))
-    hp_drop_packet(worker, packet, h, HP_LINK_DETACHED);
-  else if (h->protocol == HP_TCP && link->flows) /* not counted against the rate: there is an end to it */
-    hp_reset_packet(worker, packet, h, HP_LINK_DETACHED);
-  else if (inside)
+  bool resetting = link->kind == HP_LINK_TUNNEL && !link->draining && link->drain == HP_DRAIN_RESET;
+  bool inside = item->side == HP_INSIDE, spoofed = inside && h->source != link->address;
+  if (resetting && !spoofed && h->protocol == HP_TCP && link->flows)
+    hp_reset_packet(worker, packet, h, HP_LINK_DETACHED); /* not counted against the rate: there is an end to it */
+  else if (resetting && !spoofed && inside)
     hp_refuse_packet(worker, packet, h, HP_LINK_DETACHED);
   else
     hp_drop_packet(worker, packet, h, HP_LINK_DETACHED);

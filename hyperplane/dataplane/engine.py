@@ -189,7 +189,7 @@ class Engine(Linked):
         """Prepares the end of a tunnel: it takes no new flow any more. It stays until remove(); there is no way back.
 
         Who tries is told at once (`link_detached`). reset=False: flows that exist go on in both directions. reset=True:
-        no packet passes any more, and all flows end within 0.2 seconds or so, longer when they are tens of thousands;
+        no packet passes any more, and all flows end within 0.3 seconds or so, longer when they are tens of thousands;
         both sides of each TCP connection get an RST. `counters(tunnel).flows` says how many are left. Raises
         InvalidValue.
         """

@@ -148,6 +148,19 @@ async def test_both_sides_of_a_busy_connection_are_reset(lab: World) -> None:
     await eventually(lambda: live(lab, drained) == 0, what="its flow ends")
 
 
+async def test_a_side_that_has_yet_to_acknowledge_is_reset(lab: World) -> None:
+    """It has received more than it has said: it answers the RST with a challenge ACK, and that is answered."""
+    drained = lab.environments[0]
+    async with connection(drained.name, lab.vpc, SERVER) as pair:
+        await transfer(pair.client, pair.server, 100, seed=1)
+        await transfer(pair.server, pair.client, 100, seed=2)
+        pair.server.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)  # tcp(7): acknowledges 40 ms later
+        pair.client.send(b"one more")
+        assert await asyncio.get_running_loop().sock_recv(pair.server, 100) == b"one more"
+        lab.engine.drain(drained.tunnel, reset=True)
+        assert await asyncio.to_thread(errors_of, [pair.client, pair.server]) == {"ECONNRESET": 2}
+
+
 async def test_a_connection_that_is_being_opened_is_refused(lab: World) -> None:
     drained = lab.environments[0]
     opening = asyncio.create_task(asyncio.to_thread(connect_outcome, drained.name, (NOBODY, 80), DEADLINE))

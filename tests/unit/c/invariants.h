@@ -230,6 +230,8 @@ static inline void check_flow(const hp_engine *engine, uint32_t number, uint32_t
   HOLD(outside->key.source == inside->key.destination && (uint16_t)inside->key.ports == outside->key.ports >> 16);
   HOLD(inside->port >= HP_PORT_FIRST);
   uint32_t latest = hp_flow_refreshed(flow, worker->now) + hp_flow_timeout(engine->links, flow);
+  if (inside->flags & HP_TOLD) /* it ends when the grace of its RSTs is over, whatever its timer says */
+    latest = (uint32_t)worker->now + 100;
   HOLD((int32_t)(worker->flows.cold[number].deadline - latest) <= 0);
   if (mapping == HP_NONE)
     return;
