@@ -198,7 +198,7 @@ static int find_unclaimed(const hp_engine *engine, uint32_t number, uint8_t kind
   if (engine->links[number].draining)
     return hp_fail(error, ENOENT, "%s %u was removed; add it anew", word, number);
   if (engine->local[number].claimed)
-    return hp_fail(error, EEXIST, "%s %u is claimed already", word, number);
+    return hp_fail(error, 0, "%s %u is claimed already", word, number);
   return 0;
 }
 
@@ -233,7 +233,7 @@ static int claim_eni(hp_engine *engine, void *arguments, hp_error *error) {
     return -1;
   hp_link *link = &engine->links[c->number];
   if (!has_addresses(engine, link, c->add.eni))
-    return hp_fail(error, EINVAL, "ENI %u has other addresses; claim it with those, in their order", c->number);
+    return hp_fail(error, 0, "ENI %u has other addresses; claim it with those, in their order", c->number);
   if (claim(engine, c->number, c->add.fd, error) < 0)
     return -1;
   hp_timers before = link->timers;
@@ -256,9 +256,9 @@ static int claim_tunnel(hp_engine *engine, void *arguments, hp_error *error) {
     return -1;
   hp_link *link = &engine->links[c->number];
   if (link->eni != config->eni || link->address != config->address)
-    return hp_fail(error, EINVAL, "tunnel %u has another ENI or address; claim it with those", c->number);
+    return hp_fail(error, 0, "tunnel %u has another ENI or address; claim it with those", c->number);
   if (!engine->local[config->eni].claimed)
-    return hp_fail(error, EINVAL, "ENI %u of tunnel %u is not claimed; claim it first", config->eni, c->number);
+    return hp_fail(error, 0, "ENI %u of tunnel %u is not claimed; claim it first", config->eni, c->number);
   if (claim(engine, c->number, c->add.fd, error) < 0)
     return -1;
   link->mtu = config->mtu;

@@ -184,6 +184,8 @@ void hp_deadlines_check(hp_engine *engine) {
       continue;
     uint32_t *deadline = &worker->flows.cold[number].deadline;
     uint32_t latest = hp_flow_refreshed(flow, worker->now) + hp_flow_timeout(engine->links, flow);
+    if (flow->half[HP_INSIDE].flags & HP_TOLD)
+      latest = (uint32_t)worker->now + HP_RESET_GRACE;
     if ((int32_t)(*deadline - latest) > 0)
       *deadline = latest;
   }

@@ -3,7 +3,7 @@
  * A tunnel that is drained takes no new flow: admit.c asks. When its flows are to be reset, its packets are dropped
  * from then on, in both directions, and the sweep (expire.c) comes here with each of its flows:
  *
- *   TCP, not over   both sides get an RST, and the flow stays for RESET_GRACE
+ *   TCP, not over   both sides get an RST, and the flow stays for HP_RESET_GRACE
  *   told before     ends when the grace is over
  *   anything else   ends: UDP and ICMP know no end, and a connection whose FINs or RST have passed needs none. An
  *                   RST would take the TIME_WAIT of such a one away (RFC 1337).
@@ -18,8 +18,6 @@
 #include <errno.h>
 
 #include "tcp.h"
-
-enum { RESET_GRACE = 100 /* ms */ };
 
 /* ---- the command ---- */
 
@@ -101,7 +99,7 @@ bool hp_reset_flow(hp_worker *worker, uint32_t number) {
   tell(worker, flow, HP_INSIDE);
   worker->resets++;
   flow->half[HP_INSIDE].flags |= HP_TOLD;
-  *deadline = (uint32_t)worker->now + RESET_GRACE;
+  *deadline = (uint32_t)worker->now + HP_RESET_GRACE;
   return false;
 }
 

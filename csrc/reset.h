@@ -4,7 +4,10 @@
 
 #include "nat.h"
 
-enum { HP_RESET_FLOWS = 32 /* in one turn of the loop: their RSTs are as many as a batch of packets */ };
+enum {
+  HP_RESET_FLOWS = 32, /* in one turn of the loop: their RSTs are as many as a batch of packets */
+  HP_RESET_GRACE = 100 /* ms that a flow stays after its RSTs */
+};
 
 /* Looks at a flow of a tunnel whose flows are reset. The first time both sides of a TCP connection that is not over
  * get an RST. True when it has nothing more to wait for. */

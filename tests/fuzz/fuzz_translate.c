@@ -3,8 +3,8 @@
  * An input is a program: bytes that set an engine up, then steps. A step puts a packet into the batch (from an
  * environment, from a VPC as an answer to some flow, an ICMP error about some flow, a burst of new flows, or plain
  * bytes), and any packet may have lies written over it; or it translates the batch and then lets time pass, sweeps,
- * or adds, drains and removes links. After each batch every packet is held against what the engine's rules promise, and
- * in the end the tables are (invariants.h).
+ * adds, drains and removes links, or hands over to a successor. After each batch every packet is held against what the
+ * engine's rules promise, and in the end the tables are (invariants.h).
  *
  * Every packet has an allocation of just its capacity, so AddressSanitizer sees what goes beyond it.
  *
@@ -259,10 +259,48 @@ static int add_tunnel(hp_engine *engine, uint32_t eni, uint8_t how) {
   return hp_tunnel_add(engine, &c, -1, &error);
 }
 
+static void claim(hp_engine *engine, const hp_engine *from, uint32_t number) {
+  const hp_link *link = &from->links[number];
+  const hp_link_local *local = &from->local[number];
+  if (link->kind == HP_LINK_TUNNEL) {
+    hp_tunnel_config c = {.eni = link->eni, .address = link->address, .mtu = link->mtu, .max_flows = link->max_flows};
+    HOLD(hp_tunnel_claim(engine, number, &c, -1, &error) == (int)number);
+    return;
+  }
+  hp_eni_config c = {.address_count = link->address_count,
+                     .mtu = link->mtu,
+                     .udp_mapping = link->udp_mapping,
+                     .silent = link->silent,
+                     .timers = link->timers};
+  for (uint32_t i = 0; i < link->address_count; i++)
+    c.addresses[i] = from->worker.ports.addresses[link->addresses[i]].address;
+  HOLD(hp_eni_claim(engine, number, &c, -1, &error) == (int)number);
+  HOLD(hp_eni_rules(engine, number, local->rules, local->rule_count, &error) == 0);
+}
+
+/* To a successor, as if the process had died. */
+static void hand_over(world *w) {
+  static const uint8_t kinds[2] = {HP_LINK_ENI, HP_LINK_TUNNEL};
+  hp_region_fd regions[HP_REGIONS];
+  hp_engine *old = w->engine;
+  HOLD(hp_engine_regions(old, regions, HP_REGIONS) == HP_REGIONS);
+  w->engine = hp_engine_inherit(&old->config, regions, HP_REGIONS, &error);
+  HOLD(w->engine);
+  for (int i = 0; i < 2; i++)
+    for (uint32_t number = 1; number < old->links_used; number++)
+      if (old->links[number].kind == kinds[i] && !old->links[number].draining)
+        claim(w->engine, old, number);
+  HOLD(hp_engine_abandon(w->engine, &error) == 0);
+  hp_engine_free(old);
+  check_engine(w->engine);
+}
+
 static void change_links(world *w) {
   uint8_t what = next8(w);
   translate(w);
-  if (what & 1)
+  if ((what & 0xf0) == 0xf0)
+    hand_over(w);
+  else if (what & 1)
     hp_link_remove(w->engine, any_link(w), &error);
   else if (what & 2)
     add_eni(w->engine, 1, what);

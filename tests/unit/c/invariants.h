@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "nat.h"
+#include "reset.h"
 
 #define HOLD(condition) ((condition) ? (void)0 : broken(#condition, __FILE__, __LINE__))
 
@@ -231,7 +232,7 @@ static inline void check_flow(const hp_engine *engine, uint32_t number, uint32_t
   HOLD(inside->port >= HP_PORT_FIRST);
   uint32_t latest = hp_flow_refreshed(flow, worker->now) + hp_flow_timeout(engine->links, flow);
   if (inside->flags & HP_TOLD) /* it ends when the grace of its RSTs is over, whatever its timer says */
-    latest = (uint32_t)worker->now + 100;
+    latest = (uint32_t)worker->now + HP_RESET_GRACE;
   HOLD((int32_t)(worker->flows.cold[number].deadline - latest) <= 0);
   if (mapping == HP_NONE)
     return;
