@@ -8,6 +8,7 @@ never wait for it. The connection that said Hello last is the daemon's, and the 
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import select
 import signal
@@ -53,6 +54,7 @@ from hyperplane.linux.reaper import Reaper
 SOCKET: Final = "engine.sock"
 AT_ONCE: Final = 64  # messages of one connection before the others get their turn
 MOST_STRANGERS: Final = 8  # connections that have not said Hello
+WITHOUT_MEMORY: Final = 30.0  # seconds of patience of a successor whose daemon has died before it handed any over
 SENT_WITHIN: Final = 1.0  # seconds that an answer may wait for its reader
 
 
@@ -145,7 +147,7 @@ class _Process:
                 elif fd in self._conversations:
                     self._converse(self._conversations[fd])
             if not ready and self._time_left() == 0:
-                self._ending = f"no daemon for {self._patience:.0f} s"
+                self._ending = "no daemon has come back"
         return self._ending
 
     def close(self) -> None:
@@ -156,9 +158,10 @@ class _Process:
 
     def _time_left(self) -> int | None:
         """Milliseconds of patience; None while there is a daemon or no limit."""
-        if not self._patience or any(one.greeted for one in self._conversations.values()):
+        patience = WITHOUT_MEMORY if self._table is None else self._patience
+        if not patience or any(one.greeted for one in self._conversations.values()):
             return None
-        return max(0, round((self._alone_since + self._patience - time.monotonic()) * 1000))
+        return max(0, math.ceil((self._alone_since + patience - time.monotonic()) * 1000))
 
     def _accept(self) -> None:
         try:

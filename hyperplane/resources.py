@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from hyperplane.errors import HyperplaneError, InvalidValue
-from hyperplane.model import Timers, UdpMapping, to_json, to_text
+from hyperplane.model import Counters, Memory, Status, Timers, UdpMapping, to_json, to_text
 
 __all__ = ["to_json", "to_text"]  # those of hyperplane.model serve here too
 
@@ -325,6 +325,45 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     next_token: str = ""
 
 
+# The daemon itself
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """status degraded: something does not work, which `reasons` say; it is answered with status 503."""
+
+    status: Literal["ok", "degraded"]
+    version: str
+    instance: str
+    reasons: tuple[str, ...] = ()
+
+
+class EngineProcess(msgspec.Struct, frozen=True, kw_only=True):
+    """restarts: engines that this daemon has started in the place of one that died."""
+
+    pid: int
+    version: str
+    generation: int
+    restarts: int
+    status: Status
+    memory: Memory
+
+
+class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """started: seconds since the epoch. engine None: none runs. traffic: the sum over all links that exist. resources:
+    {kind: {state: count}}, state "" for a kind without states. pool: prepared namespaces that are ready. notices: what
+    the operator should know, one line each."""
+
+    instance: str
+    version: str
+    pid: int
+    started: float
+    engine: EngineProcess | None
+    traffic: Counters
+    resources: dict[Kind, dict[str, int]]
+    pool: int = 0
+    notices: tuple[str, ...] = ()
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """The body of every answer that is an error. error: the class of hyperplane.errors; field: of the request."""
 
@@ -351,6 +390,8 @@ def from_json(data: bytes | str, kind: type) -> Any:
         return msgspec.json.decode(data, type=kind, dec_hook=from_text)
     except msgspec.MsgspecError as error:
         raise invalid(error) from None
+    except UnicodeDecodeError:
+        raise InvalidValue("the JSON is not UTF-8", resource="body", remedy="send it as UTF-8") from None
 
 
 def convert(data: Any, kind: type) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Literal, get_args
 
-from hyperplane.api.service import DaemonStatus, DeclaredKind, Health
+from hyperplane.api.service import DeclaredKind
 from hyperplane.errors import (
     AddressInUse,
     DependencyViolation,
@@ -36,6 +36,7 @@ from hyperplane.model import Drop, Flow, FlowState, Protocol, Reason
 from hyperplane.resources import (
     DEFAULT_ACCOUNT,
     ApplyRequest,
+    DaemonStatus,
     Document,
     EndEnvironment,
     Eni,
@@ -46,6 +47,7 @@ from hyperplane.resources import (
     Function,
     FunctionSpec,
     FunctionState,
+    Health,
     Kind,
     Plan,
     SecurityGroup,

@@ -12,14 +12,16 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from hyperplane.model import Counters, Drop, Flow, FlowState, Memory, Status
+from hyperplane.model import Counters, Drop, Flow, FlowState
 from hyperplane.model import Protocol as IpProtocol
 from hyperplane.resources import (
     ApplyRequest,
+    DaemonStatus,
     Document,
     Environment,
     EnvironmentSpec,
     FunctionSpec,
+    Health,
     Kind,
     Plan,
     Resource,
@@ -51,42 +53,6 @@ class FlowQuery(msgspec.Struct, frozen=True, kw_only=True):
     protocol: IpProtocol | None = None
     state: FlowState | None = None
     remote: IPv4Network | None = None
-
-
-class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """status degraded: something does not work, which `reasons` say; it is answered with status 503."""
-
-    status: Literal["ok", "degraded"]
-    version: str
-    instance: str
-    reasons: tuple[str, ...] = ()
-
-
-class EngineProcess(msgspec.Struct, frozen=True, kw_only=True):
-    """restarts: engines that this daemon has started in the place of one that died."""
-
-    pid: int
-    version: str
-    generation: int
-    restarts: int
-    status: Status
-    memory: Memory
-
-
-class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """started: seconds since the epoch. engine None: none runs. traffic: the sum over all links that exist. resources:
-    {kind: {state: count}}, state "" for a kind without states. pool: prepared namespaces that are ready. notices: what
-    the operator should know, one line each."""
-
-    instance: str
-    version: str
-    pid: int
-    started: float
-    engine: EngineProcess | None
-    traffic: Counters
-    resources: dict[Kind, dict[str, int]]
-    pool: int = 0
-    notices: tuple[str, ...] = ()
 
 
 class EniMeasures(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
-import msgspec
-
-from hyperplane.model import Counters, Memory, Status
-from hyperplane.resources import Kind, Page
+from hyperplane.resources import Page
 
 T = TypeVar("T")
 
@@ -23,39 +20,3 @@ class Listed(Page, Generic[T], frozen=True, kw_only=True):
 
     def __len__(self) -> int:
         return len(self.items)
-
-
-class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """reasons: what does not work, when status is degraded."""
-
-    status: Literal["ok", "degraded"]
-    version: str
-    instance: str
-    reasons: tuple[str, ...] = ()
-
-
-class EngineProcess(msgspec.Struct, frozen=True, kw_only=True):
-    """restarts: engines that the daemon has started in the place of one that died."""
-
-    pid: int
-    version: str
-    generation: int
-    restarts: int
-    status: Status
-    memory: Memory
-
-
-class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """started: seconds since the epoch. engine None: none runs. traffic: the sum over all links that exist. resources:
-    {kind: {state: count}}, state "" for a kind without states. pool: prepared namespaces that are ready. notices: what
-    the operator should know, one line each."""
-
-    instance: str
-    version: str
-    pid: int
-    started: float
-    engine: EngineProcess | None
-    traffic: Counters
-    resources: dict[Kind, dict[str, int]]
-    pool: int = 0
-    notices: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ import aiohttp
 from yarl import URL
 
 from hyperplane.client import calls, passing
-from hyperplane.client.answers import DaemonStatus, Health, Listed
+from hyperplane.client.answers import Listed
 from hyperplane.client.failures import VERSION_HEADER, silent, unavailable
 from hyperplane.client.filters import (
     DropFilters,
@@ -29,12 +29,14 @@ from hyperplane.model import Drop, Flow
 from hyperplane.resources import (
     DEFAULT_ACCOUNT,
     ApplyRequest,
+    DaemonStatus,
     Document,
     Eni,
     Environment,
     EnvironmentSpec,
     Function,
     FunctionSpec,
+    Health,
     Plan,
     SecurityGroup,
     SecurityGroupSpec,

@@ -9,10 +9,10 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from hyperplane.client.answers import Health, Listed
+from hyperplane.client.answers import Listed
 from hyperplane.client.failures import VERSION, VERSION_HEADER, check_version, raised
 from hyperplane.errors import HyperplaneError, InvalidValue
-from hyperplane.resources import ApplyRequest, Document, from_text, to_json
+from hyperplane.resources import ApplyRequest, Document, Health, from_text, to_json
 
 BASE: Final = "/v1"
 MOST: Final = 1000  # items on a page

@@ -107,7 +107,7 @@ class Actuator:
     def remake_eni(self, action: MakeEni) -> Namespace:
         """For one whose device is no more: makes it anew, and puts the tunnels that are on it onto the new one.
 
-        Their flows are lost. Raises as make_eni(); then the tunnels are gone too.
+        Their flows are lost. A tunnel that the engine refuses is gone. Raises as make_eni(); then all are gone.
         """
         id_ = action.eni.id
         tunnels = [link for link in self._engine.links() if link.spec.eni == id_]
@@ -117,11 +117,14 @@ class Actuator:
             namespace = self.make_eni(action)
             while held:
                 spec, fd = held[-1]
-                self._engine.add(spec, fd)
+                try:
+                    self._engine.add(spec, fd)
+                except HyperplaneError:
+                    self._close(fd)
                 held.pop()
         finally:
             for _, fd in held:
-                self._reaper.close(fd)
+                self._close(fd)
         return namespace
 
     def remove_stranger(self, link: Link) -> Future[None] | None:

@@ -13,13 +13,13 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from hyperplane import __version__
-from hyperplane.api.service import EngineProcess, EniMeasures, FlowQuery
+from hyperplane.api.service import EniMeasures, FlowQuery
 from hyperplane.control import Control
 from hyperplane.daemon.supervisor import Supervisor
 from hyperplane.errors import EngineError, HyperplaneError, ResourceNotFound
 from hyperplane.ipc.remote import Link
 from hyperplane.model import Counters, Drop, Flow, Memory, Status
-from hyperplane.resources import DEFAULT_ACCOUNT, KINDS, Kind
+from hyperplane.resources import DEFAULT_ACCOUNT, KINDS, EngineProcess, Kind
 
 T = TypeVar("T")
 

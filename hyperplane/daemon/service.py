@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from hyperplane import __version__
-from hyperplane.api.service import DaemonStatus, DeclaredKind, FlowQuery, Health, Measures, Peer
+from hyperplane.api.service import DeclaredKind, FlowQuery, Measures, Peer
 from hyperplane.control import Control
 from hyperplane.daemon import looking
 from hyperplane.daemon.descriptors import Descriptors
@@ -28,11 +28,13 @@ from hyperplane.linux.tunnel import Shape
 from hyperplane.model import Drop, Flow
 from hyperplane.resources import (
     ApplyRequest,
+    DaemonStatus,
     Document,
     Environment,
     EnvironmentSpec,
     EnvironmentState,
     Function,
+    Health,
     Kind,
     Plan,
     Resource,

@@ -9,10 +9,10 @@ import itertools
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -28,7 +28,6 @@ from hyperplane.ipc.conversation import Conversation
 from hyperplane.ipc.messages import Shutdown
 from hyperplane.ipc.remote import Link, NoMemory, RemoteEngine
 from hyperplane.ipc.transport import ConnectionLost
-from hyperplane.linux.namespaces import process_alive
 from hyperplane.linux.reaper import Reaper
 from hyperplane.resources import Problem
 
@@ -40,8 +39,8 @@ LISTENS_WITHIN: Final = 10.0  # seconds after its start
 LOOK_AGAIN: Final = 0.002  # seconds
 PATIENCE: Final = 5.0  # seconds that a call waits for a successor
 DELAYS: Final = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)  # seconds before each try to start one; the last for ever
-INHERITING: Final = 3  # tries, or deaths within SOON of each other, after which its memory is given up
-SOON: Final = 30.0  # seconds
+INHERITING: Final = 3  # tries, or crashes each SOON after the one before, after which its memory is given up
+SOON: Final = 10.0  # seconds
 ENDS_WITHIN: Final = 30  # seconds; with the last descriptors of thousands of devices it takes its time
 TIME: Final = re.compile(r"^\d{4}-\d\d-\d\dT\S+ ")  # before each line of the log
 
@@ -84,7 +83,8 @@ class Supervisor:
         self._reaper = Reaper(1)
         self._watched = -1
         self._work: asyncio.Task[None] | None = None
-        self._deaths: deque[float] = deque(maxlen=len(DELAYS))
+        self._born = 0.0
+        self._crashes = 0  # one soon after the other
 
     @property
     def reader(self) -> Reader:
@@ -131,6 +131,7 @@ class Supervisor:
         return asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     def _watch(self) -> None:
+        self._born = self._loop.time()
         self._watched = self.remote.pidfd
         self._loop.add_reader(self._watched, self._died)
 
@@ -153,10 +154,11 @@ class Supervisor:
         self._work = self._loop.create_task(work)
 
     async def _replace(self) -> None:
-        now = self._loop.time()
-        self._deaths.append(now)
-        before = sum(now - death < SOON for death in self._deaths) - 1
-        for tries in itertools.count(before):
+        lived = self._loop.time() - self._born
+        # Who is killed has not crashed: what is in its memory will not bring down its successor.
+        crashed = lived < SOON and not await self._run(self._was_killed)
+        self._crashes = self._crashes + 1 if crashed else 0
+        for tries in itertools.count(max(0, self._crashes - 1)):
             await asyncio.sleep(DELAYS[min(tries, len(DELAYS) - 1)])
             try:
                 lost = await self._run(self._succeed, tries < INHERITING)
@@ -177,7 +179,8 @@ class Supervisor:
                 await self._run(self.remote.adopt)
                 return
             except HyperplaneError as error:
-                if process_alive(self._watched):
+                # A process that dies closes its socket a moment before it is dead.
+                if tries and self.alive:
                     self._on_error(error)
 
     # In its thread
@@ -197,6 +200,9 @@ class Supervisor:
     def _adopt(self) -> None:
         if not self.remote.adopt():
             self.remote.start()
+
+    def _was_killed(self) -> bool:
+        return self._child is not None and self._child.wait() == -signal.SIGKILL
 
     def _succeed(self, inherit: bool) -> list[tuple[Link, Problem]]:
         if self._child:

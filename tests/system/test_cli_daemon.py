@@ -157,7 +157,7 @@ def test_what_is_wrong_in_a_document_has_its_line_and_changes_nothing(site: Site
         (TEXT.replace('"tcp/80"', '"sctp"'), 2, ":15: "),
         (TEXT.replace("reserved", "reserve"), 2, ":10: "),
         (TEXT.replace('dns = ["198.19.0.80"]', "dns = ["), 2, ":6: "),
-        (f'{TEXT}[[vpc]]\nname = "other"\nnamespace = "{site.vpc}"\n[[vpc]]\nname = "other"\nnamespace = "x"\n', 2, ""),
+        (f'{TEXT}[[vpc]]\nname = "customer"\nnamespace = "x"\n', 5, ":22: vpc customer is there twice"),
     ):
         error = site("apply", site.write(text), code=code).stderr
         assert error.startswith(f"{site.document}{words}"), error
@@ -244,7 +244,11 @@ def test_an_environment_ends_when_the_program_is_killed(site: Site) -> None:
     assert process.stdout.readline() == "begun\n"
     process.kill()
     process.communicate(timeout=10)
-    found = lambda: site.json("environment", "show", "job")  # noqa: E731
+
+    def found() -> dict[str, Any]:
+        one: dict[str, Any] = site.json("environment", "show", "job")
+        return one
+
     wait_until(lambda: found()["state"] == "ended", what="the environment has ended")
     assert "ended" in found()["reason"]
 

@@ -426,6 +426,27 @@ async def test_successors_that_fail_are_tried_again_and_then_without_its_memory(
             assert {flow.tunnel for flow in one.reader.flows()} == {home}
 
 
+async def test_a_memory_that_brings_down_each_successor_is_given_up(
+    run_dir: Path, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that crashes again and again soon after its start; one that is killed does not count."""
+    monkeypatch.setattr(supervising, "DELAYS", (0.0, 0.01))
+    async with supervised(run_dir) as one:
+        lab.eni(one.remote)
+        home = lab.environment(one.remote)
+        reader = one.reader
+        numbers = (signal.SIGABRT, signal.SIGKILL, *[signal.SIGABRT] * supervising.INHERITING)
+        for count, number in enumerate(numbers, 1):
+            os.kill(one.remote.pid, number)
+            await eventually(partial(reached, one, count), what="a successor")
+            assert one.reader is reader
+        os.kill(one.remote.pid, signal.SIGABRT)
+        await eventually(partial(reached, one, len(numbers) + 1), what="an engine")
+        assert one.reader is not reader
+        async with connection(home, lab.vpc, SERVER) as pair:
+            await transfer(pair.client, pair.server, 10_000, seed=1)
+
+
 async def test_two_instances(run_dir: Path, lab: Lab) -> None:
     places = [run_dir / name for name in ("one", "two")]
     for place in places:

@@ -20,12 +20,9 @@ from aiohttp import web
 from hyperplane import __version__
 from hyperplane.api import make_app, serve
 from hyperplane.api.service import (
-    DaemonStatus,
     DeclaredKind,
-    EngineProcess,
     EniMeasures,
     FlowQuery,
-    Health,
     Measures,
     Peer,
 )
@@ -35,10 +32,13 @@ from hyperplane.model import Counters, Drop, Flow, FlowState, Memory, Reason, St
 from hyperplane.resources import (
     ApplyRequest,
     Change,
+    DaemonStatus,
     Document,
+    EngineProcess,
     Environment,
     EnvironmentSpec,
     FunctionSpec,
+    Health,
     Kind,
     Plan,
     Resource,

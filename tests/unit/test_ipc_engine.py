@@ -235,6 +235,15 @@ def test_without_a_daemon_it_ends_when_its_patience_does(run_dir: Path) -> None:
     assert time.monotonic() - before >= 0.7
 
 
+def test_a_successor_that_nobody_needs_ends(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its daemon died before it had handed the memory over."""
+    monkeypatch.setattr(engine_process, "WITHOUT_MEMORY", 0.1)
+    with serving(run_dir, successor=True) as path:
+        with Raw(path) as one:
+            one.hello()
+        eventually(lambda: not _answers(path), "it goes on")
+
+
 def _answers(path: Path) -> bool:
     try:
         with Raw(path) as one:
