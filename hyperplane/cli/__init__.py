@@ -1,5 +1,13 @@
 """The command `hyperplane-nat`.
 
-main.py is its entry, commands.py its verbs and options; nat.py and demo.py are the verbs; render.py and live.py make
-what people read, lines.py what programs read; signals.py and loop.py end it in order. docs/cli.md is the reference.
+main.py is its entry, commands.py its table of commands, failures.py its exit codes. A command's options stand apart
+from what it does, which is imported when it runs:
+
+    nouns.py, kinds.py, traffic.py    resource_verbs.py, traffic_verbs.py, asking.py, tables.py
+    documents.py                      toml_lines.py, toml_text.py
+    run_command.py                    running.py, sandbox.py
+    operations.py, service.py         states.py, doctor.py, probes.py, stopping.py
+    nat_command.py, demo_command.py   nat.py, demo.py with render.py and live.py (people), lines.py (programs)
+
+signals.py and loop.py end it in order. docs/cli.md is the reference.
 """

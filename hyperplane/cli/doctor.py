@@ -62,15 +62,16 @@ def run(caller: Caller, namespaces: Sequence[str]) -> int:
     return int(any(one.state == "fail" for one in checks))
 
 
-def _print(caller: Caller, checks: Iterable[Check]) -> None:
+def _print(caller: Caller, checks: Sequence[Check]) -> None:
     from rich.text import Text
 
     console = caller.console()
+    width = max(len(one.check) for one in checks)
     for one in checks:
-        line = Text.assemble((f"{one.state:<5}", STYLES[one.state]), f"{one.check:<22}", one.found)
+        line = Text.assemble((f"{one.state:<6}", STYLES[one.state]), f"{one.check:<{width}}  ", one.found)
         console.print(line, soft_wrap=True)
         if one.remedy:
-            console.print(Text(f"{'':<5}{'':<22}→ {one.remedy}", "dim" if one.state == "ok" else ""), soft_wrap=True)
+            console.print(Text(f"{'':<{width + 8}}→ {one.remedy}"), soft_wrap=True)
 
 
 # Looks

@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from hyperplane.cli.kinds import BY_NAME, Noun
-from hyperplane.cli.options import Caller, asks_daemon, field_options, given
+from hyperplane.cli.options import Caller, Commands, asks_daemon, field_options, given
 from hyperplane.errors import HyperplaneError
 
 QUIET_HELP: Final = "Ids only, one a line."
@@ -38,7 +38,7 @@ def refs(noun: str) -> Callable[..., list[CompletionItem]]:
 
 def make(noun: Noun) -> click.Group:
     """The group of commands of one noun."""
-    group = click.Group(noun.name, help=noun.help, short_help=noun.short)
+    group = Commands(noun.name, help=noun.help, short_help=noun.short)
     group.add_command(_list(noun))
     group.add_command(_show(noun))
     if noun.spec:

@@ -50,6 +50,16 @@ class Caller:
         return console(color=not self.no_color)
 
 
+class Commands(click.Group):
+    """A group that shows its help on standard error when it is called without a command, as wrong usage."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
+
 def instance_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--instance", metavar="NAME", envvar=INSTANCE, default="default", show_default=True,

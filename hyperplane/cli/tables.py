@@ -13,7 +13,7 @@ from rich.text import Text
 from hyperplane.cli.asking import Names
 from hyperplane.cli.kinds import Noun
 from hyperplane.cli.render import duration, milliseconds, plain_table
-from hyperplane.resources import Timings
+from hyperplane.resources import DEFAULT_ACCOUNT, Timings
 
 if TYPE_CHECKING:
     from hyperplane.resources import Plan
@@ -40,13 +40,16 @@ DONE: Final = {"create": "created", "update": "updated", "delete": "deleted"}
 
 
 def resource_table(noun: Noun, items: Sequence[Any], names: Names) -> Table:
-    """Columns in which nothing stands are left out."""
-    rows = [[_words(column, getattr(item, column), names, short=True) for column in noun.columns] for item in items]
-    shown = [i for i, column in enumerate(noun.columns) if i < 2 or any(row[i] for row in rows)]
-    columns = [noun.columns[i] for i in shown]
+    """Columns in which nothing stands are left out; the account's is there when there is another than the default."""
+    fields = [*noun.columns]
+    if any(item.account != DEFAULT_ACCOUNT for item in items):
+        fields.append("account")
+    rows = [[_words(field, getattr(item, field), names, short=True) for field in fields] for item in items]
+    shown = [i for i in range(len(fields)) if i < 2 or any(row[i] for row in rows)]
+    columns = [fields[i] for i in shown]
     table = plain_table(*(column.replace("_", " ") for column in columns), right=NUMBERS)
     for row in rows:
-        table.add_row(*(_styled(noun.columns[i], row[i], first=i == 0) for i in shown))
+        table.add_row(*(_styled(fields[i], row[i], first=i == 0) for i in shown))
     return table
 
 

@@ -7,18 +7,18 @@ from typing import Any, Final, get_args
 import click
 
 from hyperplane.cli.nouns import refs
-from hyperplane.cli.options import Caller, asks_daemon, given
+from hyperplane.cli.options import Caller, Commands, asks_daemon, given
 from hyperplane.model import FlowState, Protocol, Reason
 
 REASONS: Final = [str(reason) for reason in Reason if reason is not Reason.NONE]
 
 
-@click.group(short_help="Connections, and UDP and ICMP exchanges.")
+@click.group(cls=Commands, short_help="Connections, and UDP and ICMP exchanges.")
 def flow() -> None:
     """Connections, and UDP and ICMP exchanges, of all environments. Packets make them: they are listed only."""
 
 
-@click.group(short_help="Dropped packets, with the reason.")
+@click.group(cls=Commands, short_help="Dropped packets, with the reason.")
 def drop() -> None:
     """The latest dropped packets, with the reason for each."""
 

@@ -206,6 +206,13 @@ def test_lists_have_all_pages_and_every_filter(daemon: Daemon, capsys: Text) -> 
     assert "is not one of" in ran(capsys, "environment", "list", "--state", "dead", code=2)
 
 
+def test_a_list_of_several_accounts_says_whose_each_is(daemon: Daemon, capsys: Text) -> None:
+    assert "account" not in ran(capsys, "vpc", "list")
+    daemon.kept["vpc"].append(msgspec.structs.replace(VPC, id="vpc-2", account="acme"))
+    heading, first, second = ran(capsys, "vpc", "list").splitlines()
+    assert [line.split()[-1] for line in (heading, first, second)] == ["account", "default", "acme"]
+
+
 # One resource
 
 
@@ -337,6 +344,43 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
 ) -> None:
     assert words in ran(capsys, *arguments, code=2)
     assert not [name for name, _ in daemon.asked if not name.startswith(("get", "list"))]
+
+
+@pytest.mark.parametrize("noun", [*(noun.name for noun in NOUNS), "flow", "drop"])
+def test_a_noun_alone_shows_its_commands(noun: str, capsys: Text) -> None:
+    assert entry._run([noun]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Lists " in captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "offers"),
+    [
+        ("hyperplane-nat fun", ["function"]),
+        ("hyperplane-nat function show rep", ["reports"]),
+        ("hyperplane-nat run re", ["reports"]),
+        ("hyperplane-nat environment delete ", ["job-17"]),
+        ("hyperplane-nat vpc create x --ud", ["--udp-mapping"]),
+        ("hyperplane-nat function list --state ", [str(state) for state in FunctionState]),
+    ],
+)
+def test_shells_complete(
+    words: str, offers: list[str], daemon: Daemon, capsys: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_HYPERPLANE_NAT_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+    with pytest.raises(SystemExit, match="0"):
+        entry._run([])
+    assert capsys.readouterr().out.split() == [f"plain,{offer}" for offer in offers]
+
+
+def test_shells_complete_nothing_without_a_daemon(
+    daemon: Daemon, capsys: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.error = errors.DaemonUnavailable("no daemon listens")
+    test_shells_complete("hyperplane-nat function show rep", [], daemon, capsys, monkeypatch)
 
 
 # Documents

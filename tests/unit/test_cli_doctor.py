@@ -1,0 +1,152 @@
+"""What doctor makes of what it finds; the host's own state is left out where it can be."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hyperplane.cli import doctor, probes
+from hyperplane.cli.doctor import Check
+from hyperplane.cli.options import Caller
+from hyperplane.errors import DeviceError
+
+
+def one(checks: Any) -> Check:
+    (found,) = checks
+    assert isinstance(found, Check)
+    assert found.remedy or found.state == "ok"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("release", "state", "words"),
+    [
+        ("6.7.0", "ok", ""),
+        ("6.18.44-cloud", "ok", ""),
+        ("6.5.0-1", "warn", "epoll"),
+        ("6.1.0-28-amd64", "warn", "TUN_F_USO4"),
+        ("5.15.0", "warn", "MADV_COLLAPSE"),
+        ("5.4.0", "fail", "pidfd_open"),
+        ("strange", "fail", "pidfd_open"),
+    ],
+)
+def test_kernels(release: str, state: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "release", lambda: release)
+    found = one(doctor._kernel())
+    assert found.state == state
+    assert words in found.found
+
+
+@pytest.mark.parametrize(
+    ("hard", "state"), [(resource.RLIM_INFINITY, "ok"), (1 << 20, "ok"), (4096, "warn"), (512, "fail")]
+)
+def test_open_files(hard: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (256, hard))
+    assert one(doctor._open_files()).state == state
+
+
+def test_a_missing_tun_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "TUN", str(tmp_path / "tun"))
+    found = one(doctor._tun())
+    assert (found.state, "modprobe tun" in found.remedy) == ("fail", True)
+    (tmp_path / "tun").touch()
+    assert one(doctor._tun()).found == "it is no device"
+
+
+@pytest.mark.parametrize(
+    ("engines", "state"),
+    [
+        ({"io_uring": "", "epoll": ""}, "ok"),
+        ({"io_uring": "not permitted", "epoll": ""}, "warn"),
+        ({"io_uring": "no", "epoll": "no"}, "fail"),
+    ],
+)
+def test_packet_io(engines: dict[str, str], state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hyperplane.dataplane.io_engines", lambda: engines)
+    assert one(doctor._io()).state == state
+
+
+@pytest.mark.parametrize(
+    ("found", "problem", "state"), [(["TSO", "USO"], "", "ok"), (["TSO"], "", "warn"), ([], "not permitted", "warn")]
+)
+def test_offloads(found: list[str], problem: str, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "offloads", lambda: (found, problem))
+    assert one(doctor._offloads()).state == state
+
+
+def test_what_would_drop(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = probes.Forwarding(["all"], False, ["nft"], ["nft inet filter forward"])
+    monkeypatch.setattr(probes, "forwarding", lambda namespace: (looked, ""))
+    checks = {check.check: check for check in doctor._forwarding("box")}
+    assert [checks[f"{name} in box"].state for name in ("rp_filter", "ip_forward", "firewall")] == [
+        "warn",
+        "ok",
+        "warn",
+    ]
+    assert "nft inet filter forward" in checks["firewall in box"].found
+    monkeypatch.setattr(probes, "forwarding", lambda namespace: (looked, "no network namespace box"))
+    assert one(doctor._forwarding("box")).state == "fail"
+    unseen = probes.Forwarding([], True, ["nft"], [], "that needs root")
+    monkeypatch.setattr(probes, "forwarding", lambda namespace: (unseen, ""))
+    assert [check.state for check in doctor._forwarding("")] == ["ok", "ok", "warn"]
+
+
+def test_user_namespaces_that_are_forbidden_name_the_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user/max_user_namespaces").write_text("0\n")
+    monkeypatch.setattr(probes, "PROC", tmp_path)
+    monkeypatch.setattr(probes, "user_namespaces", lambda: "No space left on device")
+    found = one(doctor._user_namespaces())
+    assert (found.state, found.remedy) == ("warn", "sysctl user.max_user_namespaces=65536, or use `run` as root")
+
+
+def test_chains_are_read_as_nft_and_iptables_print_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward", "policy": "drop"}
+    others = ({**chain, "policy": "accept"}, {**chain, "hook": "input"}, {**chain, "family": "bridge"})
+    said = {
+        "nft": json.dumps({"nftables": [{"metainfo": {}}, {"chain": chain}, *({"chain": one} for one in others)]}),
+        "iptables": "-P FORWARD DROP\n-A FORWARD -j DOCKER\n",
+    }
+
+    def run(command: list[str], **more: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 0, said[command[0]], "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert probes._dropping_chains(["nft", "iptables"]) == ["nft ip filter FORWARD", "iptables FORWARD"]
+    said.update(nft="Operation not permitted", iptables="-P FORWARD ACCEPT\n")
+    assert probes._dropping_chains(["nft", "iptables"]) == []
+
+
+def test_a_probe_answers_from_a_process_of_its_own() -> None:
+    def raising(error: Exception) -> Any:
+        raise error
+
+    assert probes._in_child(lambda: [1, 2]) == ([1, 2], "")
+    assert probes._in_child(lambda: os._exit(0)) == (None, "the probe ended")
+    assert probes._in_child(lambda: raising(PermissionError(1, "not permitted"))) == (None, "not permitted")
+    assert probes._in_child(lambda: raising(DeviceError("no device"))) == (None, "no device")
+
+
+def test_the_exit_code_is_1_when_something_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HYPERPLANE_RUN_DIR", "/nowhere")
+    monkeypatch.setattr(doctor, "_forwarding", lambda namespace: [])
+    for state, code in (("ok", 0), ("warn", 0), ("fail", 1)):
+        checks = [Check("this", state, "found", "do it" if state != "ok" else "")]  # type: ignore[arg-type]
+        monkeypatch.setattr(doctor, "CHECKS", (lambda checks=checks: checks,))
+        assert doctor.run(Caller("default"), ()) == code
+        text = capsys.readouterr().out
+        assert text.startswith(f"{state:<6}this    found\n")
+        assert ("→ do it" in text) == bool(code or state == "warn")
+        assert doctor.run(Caller("default", as_json=True), ()) == code
+        shown = json.loads(capsys.readouterr().out)
+        assert [one["check"] for one in shown] == ["this", "daemon"]
+        assert "does not run" in shown[1]["found"]
