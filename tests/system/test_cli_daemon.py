@@ -19,6 +19,7 @@ import pytest
 from hyperplane.linux.tun import open_tun
 
 from .daemons import TestDaemon
+from .servers import make_cluster, postgresql, program, server_directory
 from .support import Namespaces, Within, devices, namespaces, run_in, wait_until
 
 COMMAND = [sys.executable, "-m", "hyperplane.cli"]
@@ -233,6 +234,19 @@ def test_run_as_a_user_of_the_group(site: Site) -> None:
     assert "may not be used by this user" in error
     assert "usermod" in error
     assert "usermod" in site("vpc", "list", prefix=stranger, code=3).stderr
+
+
+def test_psql_as_a_user_of_the_group(site: Site, vpc: str) -> None:
+    """The server sees the ENI; the user is not root, neither here nor for the server."""
+    user = ["setpriv", "--reuid", str(USER.pw_uid), "--regid", str(USER.pw_gid), "--clear-groups"]
+    site("security-group", "update", "web", "--rules", "tcp/5432,udp/53,tcp/53")
+    (eni,) = site.json("eni", "list")
+    where = ["-h", SERVER, "-p", "5432", "-U", "postgres", "-XAtc"]
+    with server_directory() as directory, postgresql(vpc, make_cluster(directory), SERVER):
+        query = "select inet_client_addr() || ' asks ' || inet_server_addr()"
+        done = site("run", "reports", "--", program("psql"), *where, query, prefix=user)
+        assert done.stdout == f"{eni['addresses'][0]}/32 asks {SERVER}/32\n"
+        assert site("run", "reports", "--", program("psql"), *where, "select no", prefix=user, code=1).stdout == ""
 
 
 def test_an_environment_ends_when_the_program_is_killed(site: Site) -> None:
