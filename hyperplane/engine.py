@@ -297,13 +297,13 @@ def _listener(path: Path) -> Iterator[socket.socket]:
             raise AlreadyRunning(
                 f"an engine listens on {path}", remedy="let the daemon adopt it, or give another instance (--instance)"
             )
-        with suppress(FileNotFoundError):
-            path.unlink()
         before = os.umask(0o177)
         try:
+            path.unlink(missing_ok=True)
             found.bind(os.fspath(path))
         except OSError as error:
-            raise EngineError(f"{path} cannot be made: {error.strerror}", resource=str(path)) from None
+            remedy = "remove what is there, and run as the user whom the directory belongs to"
+            raise EngineError(f"{path} cannot be made: {error.strerror}", resource=str(path), remedy=remedy) from None
         finally:
             os.umask(before)
         found.listen(MOST_STRANGERS)

@@ -147,6 +147,9 @@ class Handlers:
 
 async def body(request: web.Request, kind: Any) -> Any:
     """The body as that struct. Raises InvalidValue; aiohttp's exceptions for one that does not come or is too large."""
+    size, most = request.content_length or 0, request.client_max_size
+    if size > most:  # it need not come for that
+        raise web.HTTPRequestEntityTooLarge(most, size)
     complete = request.content.is_eof()  # then nothing has to be waited for, and no timer made
     try:
         async with nullcontext() if complete else asyncio.timeout(BODY_PATIENCE):

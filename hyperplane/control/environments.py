@@ -30,8 +30,8 @@ from hyperplane.resources import (
     Timings,
 )
 
-# What the kernel takes, less "%" and what shells and tools trip over; as in hyperplane.linux.tun.
-DEVICE_NAME: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.@-]{1,15}")
+# What the kernel takes, less "%" and what shells and tools trip over; "all", "default": taken in /proc/sys/net.
+DEVICE_NAME: Final = re.compile(r"(?!(?:\.{1,2}|all|default)$)[A-Za-z0-9_.@-]{1,15}")
 DEFAULT_ROUTES: Final = FunctionSpec(name="", subnets=(), security_groups=()).routes
 ATTACHING, ATTACHED = EnvironmentState.ATTACHING, EnvironmentState.ATTACHED
 DETACHING, ENDED = EnvironmentState.DETACHING, EnvironmentState.ENDED
@@ -185,7 +185,7 @@ class Environments:
 
     def _check_place(self, spec: EnvironmentSpec) -> None:
         if not DEVICE_NAME.fullmatch(spec.device):
-            limit = "1 to 15 letters, digits, and . _ @ -"
+            limit = "1 to 15 letters, digits, and . _ @ -; not all, default"
             raise InvalidValue(f"device is {spec.device!r}", resource="device", limit=limit, field="device")
         if not spec.namespace:
             return

@@ -21,7 +21,14 @@ from typing import Final
 import msgspec
 
 from hyperplane.api.service import Peer
-from hyperplane.errors import HyperplaneError, InvalidValue, PermissionMissing, ResourceNotFound, TooManyRequests
+from hyperplane.errors import (
+    DeviceError,
+    HyperplaneError,
+    InvalidValue,
+    PermissionMissing,
+    ResourceNotFound,
+    TooManyRequests,
+)
 from hyperplane.ipc.messages import problem
 from hyperplane.linux.reaper import Reaper
 from hyperplane.linux.tunnel import TunnelDevice, take_tunnel
@@ -52,7 +59,7 @@ class Descriptors:
         self._listener: socket.socket | None = None
 
     def open(self, path: Path, gid: int | None) -> None:
-        """Raises OSError."""
+        """Raises DeviceError."""
         self._loop = asyncio.get_running_loop()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
@@ -66,9 +73,10 @@ class Descriptors:
             if gid is not None:
                 os.chown(path, -1, gid)
             listener.listen(64)
-        except BaseException:
+        except OSError as error:
             listener.close()
-            raise
+            message = f"socket {path} cannot be made: {error.strerror}"
+            raise DeviceError(message, resource=str(path), remedy="remove what is there") from None
         self._listener, self._path = listener, path
         self._loop.add_reader(listener, self._accept)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, assert_never
 
@@ -19,6 +19,7 @@ from hyperplane.daemon.actuator import ENDED_WITHIN, Actuator, Attached, shape_o
 from hyperplane.daemon.ledger import Changes, Ledger
 from hyperplane.daemon.points import CommitPoints
 from hyperplane.daemon.pool import Pool
+from hyperplane.daemon.turns import Turns
 from hyperplane.dataplane.reader import Reader
 from hyperplane.errors import (
     DeviceError,
@@ -30,18 +31,19 @@ from hyperplane.errors import (
     ResourceConflict,
     TooManyRequests,
 )
-from hyperplane.linux.jobs import HalfWay
 from hyperplane.linux.namespaces import Namespace, NamespaceThreads
 from hyperplane.linux.tunnel import TunnelDevice
 from hyperplane.linux.watch import NamespaceWatch, Token
+from hyperplane.model import FlowState
 from hyperplane.resources import Environment, EnvironmentState, Timings
 
 T = TypeVar("T")
 
 MOST_STARTS: Final = 4096  # that wait at the same time
-POLL: Final = 0.02  # seconds between two looks at the flows of a tunnel that drains
+POLL: Final = 0.02  # seconds between two looks at the number of flows of a tunnel that drains
+LOOK_CLOSER: Final = 1.0  # seconds between two looks at the flows themselves
 OLD_DEVICE_GONE_WITHIN: Final = 30.0  # seconds: a killed process closes its devices one after another
-RETRY, LONGEST_RETRY = 0.5, 10.0  # seconds until a removal that failed is tried again
+RETRY: Final = 0.5  # seconds until attaching again is tried once more
 
 log = structlog.get_logger()
 
@@ -73,29 +75,24 @@ class Executor:
     ) -> None:
         self._actuator = actuator
         self._threads = threads
+        self._turns = Turns(threads, self._over)
+        self.run = self._turns.run
         self._pool = pool
         self._reader = reader
         self._point = point
         self._starts: dict[str, Start] = {}
-        self._latest: dict[str, asyncio.Task[None]] = {}  # the task of each resource that came last
         self._drains: dict[str, float] = {}  # until when, in the loop's time
         self._ends: dict[str, asyncio.Future[None]] = {}  # of environments that somebody waits for
-        self._closing = False
 
     # For the service
 
     @property
-    def waiting(self) -> int:
-        """Starts that have not been answered."""
-        return len(self._starts)
-
-    @property
     def busy(self) -> bool:
-        return bool(self._latest)
+        return len(self._turns) > 0
 
     def under_way(self, id_: str) -> bool:
         """Whether something is being done about a resource."""
-        return id_ in self._latest
+        return id_ in self._turns
 
     def check_room(self) -> None:
         """Raises TooManyRequests."""
@@ -119,25 +116,27 @@ class Executor:
     def carry(self, action: Action) -> None:
         match action:
             case MakeEni():
-                self._then(action.eni.id, self._make_eni(action))
+                self._turns.then(action.eni.id, self._make_eni(action))
             case UpdateEni():
-                self._then(action.eni.id, self._update_eni(action))
+                self._turns.then(action.eni.id, self._update_eni(action))
             case RemoveEni():
-                self._then(action.eni.id, self._remove_eni(action))
+                self._turns.then(action.eni.id, self._remove_eni(action))
             case Attach():
                 # One whose ENI is up is carried out before expect(): it has waited for nothing.
                 if start := self._starts.get(action.environment.id):
                     start.waited = time.perf_counter() - start.asked
-                self._then(action.environment.id, self._attach(action))
+                self._turns.then(action.environment.id, self._attach(action))
             case Detach():
                 self._shorten(action)
-                self._then(action.environment.id, self._detach(action.environment))
+                self._turns.then(action.environment.id, self._detach(action.environment))
             case _:
                 assert_never(action)
 
     def end(self, environment: Environment, reason: str) -> None:
         """For one whose namespace has gone."""
-        self._then(environment.id, self._detach(environment, reason))
+        if environment.id in self._drains:
+            self._drains[environment.id] = 0.0
+        self._turns.then(environment.id, self._detach(environment, reason))
 
     def gone(self, token: Token, reason: str) -> None:
         """What the watch calls."""
@@ -165,28 +164,23 @@ class Executor:
                 kind = EniNotReady if ended.reason.startswith(f"ENI {ended.eni}") else ResourceConflict
                 self._over(ended.id, kind(f"environment {ended.name} has ended: {ended.reason}", resource=ended.id))
 
-    async def settled(self) -> None:
-        """Waits for what is under way at this moment."""
-        if self._latest:
-            await asyncio.wait(tuple(self._latest.values()))
+    async def settled(self, *ids: str) -> None:
+        """Waits for what is under way at this moment about these resources."""
+        await self._turns.settled(*ids)
 
     async def close(self, patience: float) -> None:
         """Starts that are under way are given patience seconds to be answered; drains are left to the next daemon."""
-        self._closing = True
         answers = [start.answer for start in self._starts.values()]
         if answers:
             await asyncio.wait(answers, timeout=patience)
-        tasks = tuple(self._latest.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._turns.close()
 
     # ENIs
 
     async def _make_eni(self, action: MakeEni) -> None:
         id_ = action.eni.id
         try:
-            namespace = await self.run(self._actuator.make_eni, action)
+            namespace = await self._turns.run(self._actuator.make_eni, action)
         except HyperplaneError as error:
             log.warning("ENI could not be made", eni=id_, error=str(error))
             told = error
@@ -205,17 +199,15 @@ class Executor:
 
     async def _update_eni(self, action: UpdateEni) -> None:
         try:
-            await self.run(self._actuator.update_eni, action)
+            await self._turns.run(self._actuator.update_eni, action)
         except HyperplaneError as error:
             log.error("rules could not be changed", eni=action.eni.id, error=str(error))
 
     async def _remove_eni(self, action: RemoveEni) -> None:
         id_ = action.eni.id
         self.watch.remove(("eni", id_))
-        on_it = (one.id for one in self.ledger.control.list("environment", eni=id_))
-        if ends := [self._latest[one] for one in on_it if one in self._latest]:
-            await asyncio.wait(ends)
-        closing = await self._insist(f"ENI {id_}", self._actuator.remove_eni, action)
+        await self._turns.settled(*(one.id for one in self.ledger.control.list("environment", eni=id_)))
+        closing = await self._turns.insist(f"ENI {id_}", self._actuator.remove_eni, action)
         if closing:
             await asyncio.wrap_future(closing)
         self.ledger.event(lambda now: self.ledger.control.eni_removed(id_, now))
@@ -232,7 +224,7 @@ class Executor:
             device = self._pool.take(shape_of(action))
         submitted = time.perf_counter()
         try:
-            attached = await self.run(self._actuator.attach, action, device, start.check)
+            attached = await self._turns.run(self._actuator.attach, action, device, start.check)
             if attached.namespace:
                 await self._watch_environment(action.environment, attached.namespace)
         except HyperplaneError as error:
@@ -259,7 +251,7 @@ class Executor:
 
     def reattach(self, environment: Environment, closing: asyncio.Future[None] | None) -> None:
         """For one that lost its device while its namespace lives. closing: done when the old device is gone."""
-        self._then(environment.id, self._reattach(environment, closing))
+        self._turns.then(environment.id, self._reattach(environment, closing))
 
     async def _reattach(self, environment: Environment, closing: asyncio.Future[None] | None) -> None:
         id_, control = environment.id, self.ledger.control
@@ -271,7 +263,7 @@ class Executor:
             if current is None or current.state is not EnvironmentState.ATTACHED:
                 return
             try:
-                attached = await self.run(self._actuator.attach, control.attach_action(id_), None)
+                attached = await self._turns.run(self._actuator.attach, control.attach_action(id_), None)
                 if attached.namespace:
                     self.watch.remove(("environment", id_))
                     await self._watch_environment(environment, attached.namespace)
@@ -301,7 +293,7 @@ class Executor:
             self.watch.add(("environment", environment.id), namespace)
         except HyperplaneError:
             fresh = namespace.name if environment.fresh else ""
-            closing = await self.run(self._actuator.detach, environment.id, fresh)
+            closing = await self._turns.run(self._actuator.detach, environment.id, fresh)
             if closing:
                 await asyncio.wrap_future(closing)
             raise
@@ -327,13 +319,13 @@ class Executor:
         current = control.find("environment", id_, None)
         if current is None or current.state is EnvironmentState.ENDED:
             return
-        self.watch.remove(("environment", id_))
         if not reason:
             await self._drain(id_)
         self._drains.pop(id_, None)
+        self.watch.remove(("environment", id_))
         await self._reset(id_)
         fresh = current.namespace if current.fresh else ""
-        closing = await self._insist(f"environment {id_}", self._actuator.detach, id_, fresh)
+        closing = await self._turns.insist(f"environment {id_}", self._actuator.detach, id_, fresh)
         if closing:
             await asyncio.wrap_future(closing)
         self.ledger.event(lambda now: control.environment_ended(id_, reason or "deleted", now))
@@ -345,20 +337,26 @@ class Executor:
         if self._drains.get(id_, 0.0) <= loop.time():
             return
         try:
-            await self.run(self._actuator.drain, id_, reset=False)
+            await self._turns.run(self._actuator.drain, id_, reset=False)
         except HyperplaneError as error:
             log.warning("environment does not drain", environment=id_, error=str(error))
-        number = await self.run(self._actuator.number, id_)
-        while self._drains.get(id_, 0.0) > loop.time() and self._flows(number):  # noqa: ASYNC110 (shared memory)
+        number = await self._turns.run(self._actuator.number, id_)
+        closer = loop.time()
+        while self._drains.get(id_, 0.0) > loop.time() and self._flows(number):
+            # Connections that both sides have closed are remembered for minutes: they keep nobody waiting.
+            if loop.time() >= closer:
+                if await asyncio.to_thread(self._all_closed, number or 0):
+                    break
+                closer = loop.time() + LOOK_CLOSER
             await asyncio.sleep(POLL)
 
     async def _reset(self, id_: str) -> None:
         """Tells both sides of what flows are left that they are over."""
-        number = await self.run(self._actuator.number, id_)
+        number = await self._turns.run(self._actuator.number, id_)
         if not self._flows(number):
             return
         try:
-            await self.run(self._actuator.drain, id_, reset=True)
+            await self._turns.run(self._actuator.drain, id_, reset=True)
         except HyperplaneError as error:
             log.warning("flows could not be reset", environment=id_, error=str(error))
             return
@@ -367,56 +365,18 @@ class Executor:
         while self._flows(number) and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110 (as above)
             await asyncio.sleep(POLL)
 
+    def _all_closed(self, number: int) -> bool:
+        try:
+            flows = self._reader().flows(tunnel=number)
+        except EngineError:
+            return False
+        return all(flow.state in (FlowState.CLOSING, FlowState.RESET) for flow in flows)
+
     def _flows(self, number: int | None) -> int:
         try:
             return 0 if number is None else self._reader().link_flows(number)
         except EngineError:
             return 0
-
-    # Threads
-
-    async def run(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        """In a thread; when it fails half way, once what it had made is gone. Raises what work raises."""
-        try:
-            return await asyncio.wrap_future(self._threads.submit(work, *arguments, **named))
-        except HalfWay as half:
-            await asyncio.wrap_future(half.closing)
-            raise half.error from None
-
-    async def _insist(self, what: str, work: Callable[..., T], *arguments: Any) -> T:
-        """For what must be removed: again and again, until it is."""
-        wait = RETRY
-        while True:
-            try:
-                return await self.run(work, *arguments)
-            except HyperplaneError as error:
-                log.error("removal failed, and is tried again", what=what, error=str(error), seconds=wait)
-            await asyncio.sleep(wait)
-            wait = min(2 * wait, LONGEST_RETRY)
-
-    def _then(self, id_: str, work: Coroutine[Any, Any, None]) -> None:
-        """Does it after what is under way for that resource."""
-        if self._closing:
-            work.close()
-            return
-        previous = self._latest.get(id_)
-        task = asyncio.get_running_loop().create_task(self._in_turn(id_, previous, work))
-        self._latest[id_] = task
-
-    async def _in_turn(self, id_: str, previous: asyncio.Task[None] | None, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            if previous:
-                await asyncio.wait((previous,))
-            await work
-        except asyncio.CancelledError:
-            work.close()
-            raise
-        except Exception as error:
-            log.exception("unexpected error", resource=id_)
-            self._over(id_, EngineError(f"unexpected {type(error).__name__}: {error}", resource=id_))
-        finally:
-            if self._latest.get(id_) is asyncio.current_task():
-                del self._latest[id_]
 
 
 def remembered(namespace: Namespace | None) -> dict[str, Any] | None:

@@ -36,7 +36,8 @@ log = structlog.get_logger()
 
 
 def run(options: DaemonOptions, point: CommitPoints = NO_POINTS) -> int:
-    """The whole life of a daemon; 0 when it was asked to end. One that cannot start says why in one line: 1."""
+    """The whole life of a daemon; 0 when it was asked to end. One that cannot start says why in one line: 1, or 2
+    when it was asked for something that cannot be."""
     try:
         configure(options.log_format, options.log_level)
         places = Places(options.instance, options.run_dir, options.state_dir)
@@ -51,7 +52,7 @@ def run(options: DaemonOptions, point: CommitPoints = NO_POINTS) -> int:
         return 0
     except HyperplaneError as error:
         print(f"hyperplane-nat: {error}", file=sys.stderr, flush=True)
-        return 1
+        return 2 if isinstance(error, InvalidValue) else 1
 
 
 async def _serve(options: DaemonOptions, places: Places, gid: int | None, point: CommitPoints) -> None:

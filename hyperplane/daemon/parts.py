@@ -107,7 +107,7 @@ class Daemon:
 
         reconciler = Reconciler(ledger, executor, actuator, supervisor.remote, reaper, fresh, pool)
         now, before = boot_id(), store.meta.get(BOOT, "")
-        await reconciler.at_start(rebooted=before not in ("", now), store_lost=bool(store.notices))
+        await reconciler.at_start(rebooted=before not in ("", now), store_lost=adopted and store.begun)
         if before != now:
             store.set_meta(BOOT, now)
 

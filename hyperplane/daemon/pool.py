@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -111,13 +112,13 @@ class Pool:
         self._changed.set()
 
     def take(self, shape: Shape) -> TunnelDevice | None:
-        """One that is ready, or None. The longest kept comes first."""
+        """One that is ready, or None; what it took to make is not this start's time. The longest kept comes first."""
         ready = self._ready.get(shape)
         if not ready:
             self.serve(shape)
             return None
         self._changed.set()
-        return ready.popleft()
+        return replace(ready.popleft(), opened=0.0, configured=0.0, kernel=0.0)
 
     async def close(self) -> None:
         """Deletes what is kept."""

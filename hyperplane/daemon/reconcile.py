@@ -8,6 +8,7 @@ What a daemon that was killed may have left, and what becomes of it:
 | an environment that is attaching | whoever asked for it got no answer: its tunnel is removed, and it has failed |
 | a link of the engine whose resource the store does not have | it is removed |
 | a fresh namespace that no environment has | it is deleted |
+| a function that has failed | is tried again: its VPC may be there by now |
 | a kernel setting whose ENI is gone | it is set back (linux.settings) |
 
 And what may have happened meanwhile: namespaces that went away end their environments, devices that were deleted or
@@ -19,6 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -34,7 +36,7 @@ from hyperplane.ipc.remote import Link, RemoteEngine
 from hyperplane.linux.namespaces import Namespace, open_namespace
 from hyperplane.linux.reaper import Reaper
 from hyperplane.linux.settings import SETTINGS
-from hyperplane.resources import Change, Eni, EniState, Environment, EnvironmentState, Kind, Plan
+from hyperplane.resources import Change, Eni, EniState, Environment, EnvironmentState, FunctionState, Kind, Plan
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 UNANSWERED: Final = "the daemon was restarted while it was being attached"
@@ -70,10 +72,11 @@ class Reconciler:
         self._fresh = fresh
         self._pool = pool
         self._changes: list[Change] = []
+        self._begun: set[str] = set()  # resources about which something was begun
         self._turn = asyncio.Lock()
 
     async def at_start(self, *, rebooted: bool, store_lost: bool) -> Plan:
-        """store_lost: the database could not be read: what the engine does is left as it is. Raises StoreError."""
+        """store_lost: the database knows nothing though an engine runs: that is left alone. Raises StoreError."""
         async with self._turn:
             self._changes = []
             if rebooted:
@@ -81,22 +84,25 @@ class Reconciler:
                     self._end(environment, "the host was rebooted")
             await self._fail_unanswered()
             await self._compare()
+            self._try_again()
             if store_lost:
                 log.warning("the engine's links are left alone; POST /v1/reconcile removes those that nobody knows")
             else:
                 await self._remove_strangers()
             pending = self._ledger.control.pending_actions(self._ledger.now)
             self._ledger.begin(pending)
-            if not any(isinstance(action, MakeEni | RemoveEni) for action in pending):
+            if not store_lost and not any(isinstance(action, MakeEni | RemoveEni) for action in pending):
                 SETTINGS.forget_inherited()
             return self._plan()
 
     async def on_request(self) -> Plan:
         async with self._turn:
             self._changes = []
+            self._begun.clear()
+            self._try_again()
             await self._compare()
             await self._remove_strangers()
-            await self._executor.settled()
+            await self._executor.settled(*self._begun)
             return self._plan()
 
     # Steps
@@ -126,6 +132,7 @@ class Reconciler:
         link = await self._run(self._engine.link, eni.id)
         wanted = rules(action.security_groups)
         if link and link.spec.rules != wanted:
+            self._begun.add(eni.id)
             self._note("update", "eni", eni.id, rules=(", ".join(link.spec.rules), ", ".join(wanted)))
             self._ledger.begin([UpdateEni(eni=eni, security_groups=action.security_groups)])
 
@@ -133,6 +140,8 @@ class Reconciler:
         current = self._ledger.control.find("environment", environment.id, None)
         if current is None or current.state is not EnvironmentState.ATTACHED or self._executor.under_way(current.id):
             return  # changed meanwhile
+        if found.state != "right":
+            self._begun.add(environment.id)
         if found.state == "gone":
             self._note("delete", "environment", environment.name, reason=("", found.reason))
             self._executor.end(environment, found.reason)
@@ -143,6 +152,20 @@ class Reconciler:
             self._executor.reattach(environment, closing)
         elif found.namespace:
             self._executor.watch_again(environment, found.namespace)
+
+    def _try_again(self) -> None:
+        """Functions that have failed: their VPC's namespace may be there by now."""
+        control = self._ledger.control
+        failed = [one for one in control.list("function") if one.state is FunctionState.FAILED]
+        for account in dict.fromkeys(one.account for one in failed):
+            names = {one.name for one in failed if one.account == account}
+            for spec in control.export(account).function:
+                if spec.name in names:
+                    self._note("update", "function", spec.name, state=(FunctionState.FAILED, FunctionState.PENDING))
+                    try:
+                        self._begun.update(self._ledger.request(partial(control.create_function, spec)).enis)
+                    except HyperplaneError as error:
+                        log.warning("function still fails", function=spec.name, error=str(error))
 
     def _inspect(self, environment: Environment, remembered: Any) -> _Found:
         """In a thread."""

@@ -40,7 +40,7 @@ from hyperplane.resources import (
     Resource,
 )
 
-START_WITHIN: Final = 60.0  # seconds: an ENI that is pending for longer does not come
+START_WITHIN: Final = 50.0  # seconds: an ENI that is pending for longer does not come
 END_WITHIN: Final = 10.0  # seconds that a deletion without drain waits for its end
 
 

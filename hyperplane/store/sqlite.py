@@ -33,6 +33,7 @@ from hyperplane.resources import (
     from_text,
     to_text,
 )
+from hyperplane.store.references import dangling
 from hyperplane.store.store import Change, Record
 
 SCHEMA: Final = 1  # PRAGMA user_version
@@ -72,6 +73,7 @@ class SqliteStore:
         self._path = Path(path)
         self._lock = threading.Lock()
         self._notices: list[str] = []
+        self._begun = False
         self._synchronous = ""
         self._meta: dict[str, str] = {}
         try:
@@ -86,6 +88,10 @@ class SqliteStore:
     @property
     def notices(self) -> tuple[str, ...]:
         return tuple(self._notices)
+
+    @property
+    def begun(self) -> bool:
+        return self._begun
 
     @property
     def meta(self) -> Mapping[str, str]:
@@ -185,6 +191,7 @@ class SqliteStore:
         self._synchronous = ""
         if version == 0:
             self._create()
+            self._begun = True
         self._records()  # whether they can be read is to be known before anything is decided by them
         self._meta = {"schema": str(SCHEMA), **dict(execute("SELECT key, value FROM meta").fetchall())}
 
@@ -200,12 +207,15 @@ class SqliteStore:
     def _records(self) -> list[Record]:
         try:
             rows = self._database.execute("SELECT kind, id, resource, internals FROM record")
-            return [
+            found = [
                 Record(kind, id_, _decoders[kind].decode(resource), _internals.decode(internals))
                 for kind, id_, resource, internals in rows
             ]
         except (msgspec.MsgspecError, KeyError) as error:
             raise _Corrupt(f"a record cannot be read: {error}") from None
+        if problem := dangling([record.resource for record in found]):
+            raise _Corrupt(problem)
+        return found
 
     def _set_aside(self, problem: str) -> None:
         """With its log: without it, it might be older than it needs to be."""
@@ -230,6 +240,7 @@ class SqliteStore:
             sqlite3.SQLITE_FULL: "make room on the file system",
             sqlite3.SQLITE_BUSY: "end the program that has the file locked",
             sqlite3.SQLITE_READONLY: "make the state directory writable",
+            sqlite3.SQLITE_CANTOPEN: "see that it is a file in a directory that may be written to",
             sqlite3.SQLITE_CORRUPT: "restart the daemon: it keeps the damaged file and begins anew",
         }.get(code, "")
         text = error.strerror if isinstance(error, OSError) else str(error)

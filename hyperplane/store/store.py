@@ -40,6 +40,10 @@ class Store(Protocol):
         """What the administrator should know about how the store was found."""
 
     @property
+    def begun(self) -> bool:
+        """Whether it was empty: it has just been made, or begun anew."""
+
+    @property
     def meta(self) -> Mapping[str, str]:
         """boot_id: of the host's boot during which the store was written last; schema: its version."""
 

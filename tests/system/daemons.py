@@ -102,12 +102,12 @@ class TestDaemon:
         wait_until(ready, 20.0, "the daemon is ready")
         return time.perf_counter() - begun
 
-    def refused(self, **options: Any) -> str:
+    def refused(self, status: int = 1, **options: Any) -> str:
         """Starts one that cannot start; its one line."""
         size = len(self.log)
         process = self.spawn(**options)
         self.process = None
-        assert process.wait(20) == 1, self.log[size:]
+        assert process.wait(20) == status, self.log[size:]
         lines = [line for line in self.log[size:].splitlines() if line.startswith("hyperplane-nat: ")]
         assert len(lines) == 1, self.log[size:]
         return lines[0]

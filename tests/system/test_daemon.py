@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -334,7 +335,46 @@ sys.stdout.flush()
 """
 
 
+PLATFORM = """
+import ctypes, fcntl, os, socket, struct, sys
+from ipaddress import IPv4Address, IPv4Network
+assert ctypes.CDLL(None, use_errno=True).unshare(0x50000000) == 0  # CLONE_NEWUSER | CLONE_NEWNET
+from hyperplane.client import SyncClient
+from hyperplane.linux import netlink
+from hyperplane.resources import EnvironmentSpec
+path, server, port, node = sys.argv[1:]
+fd = os.open(node, os.O_RDWR)
+fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", b"tap0", 0x5001))  # TUNSETIFF: IFF_TUN, IFF_NO_PI, IFF_VNET_HDR
+netlink.configure("tap0", mtu=1500, address=IPv4Address("198.18.0.2"), routes=[IPv4Network("0.0.0.0/0")])
+with SyncClient(path=path) as client:
+    environment = client.start_environment(EnvironmentSpec(function="f", descriptor=client.send_descriptor(fd)))
+    with socket.create_connection((server, int(port)), timeout=10) as connection:
+        print(environment.state, environment.device, connection.recv(100).decode(), flush=True)
+    client.end_environment(environment.id)
+"""
+
+
 class TestPeers:
+    async def test_a_platform_without_privileges_attaches_by_descriptor(self, vpc: str) -> None:
+        with TestDaemon(group="nogroup") as daemon, traffic.tcp_listener(vpc, SERVER) as listener:
+            daemon.start()
+            async with daemon.client() as client:
+                await declare(client, vpc)
+            # /dev/net/tun as distributions have it, for everybody.
+            node = daemon.directory / "tun"
+            os.mknod(node, stat.S_IFCHR | 0o666, os.stat("/dev/net/tun").st_rdev)
+            os.chmod(node, 0o666)
+            where = (str(daemon.places.api), SERVER, str(listener.getsockname()[1]), str(node))
+            words = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", sys.executable, "-c"]
+            process = await asyncio.create_subprocess_exec(*words, PLATFORM, *where, stdout=asyncio.subprocess.PIPE)
+            async with asyncio.timeout(30):
+                accepted, _ = await asyncio.get_running_loop().sock_accept(listener)
+                with accepted:
+                    await asyncio.get_running_loop().sock_sendall(accepted, b"hello")
+                    said, _ = await process.communicate()
+            assert said == b"attached tap0 hello\n"
+            assert process.returncode == 0
+
     async def test_whose_namespaces_a_user_may_give(self, vpc: str, netns_factory: Namespaces) -> None:
         with TestDaemon(group="nogroup") as daemon:
             daemon.start()

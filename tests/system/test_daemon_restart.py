@@ -196,7 +196,41 @@ async def test_a_vpc_that_did_not_come_back(daemon: TestDaemon, vpc: str, netns_
         await until(client.status, lambda status: not status.resources["eni"])
 
 
-async def test_links_that_nobody_knows_are_removed(daemon: TestDaemon, vpc: str) -> None:
+async def test_a_vpc_that_comes_later(daemon: TestDaemon, netns_factory: Namespaces) -> None:
+    name = netns_factory("vpc")
+    ip("netns", "del", name)
+    async with daemon.client() as client:
+        await client.create_vpc(VpcSpec(name="v", namespace=name))
+        await client.create_subnet(SubnetSpec(name="s", vpc="v", cidr=SUBNET))
+        await client.create_security_group(SecurityGroupSpec(name="g", vpc="v"))
+        await client.create_function(FUNCTION)
+        await in_state(client, "f", FunctionState.FAILED)
+        ip("netns", "add", name)
+        (change,) = (await client.reconcile()).changes
+        assert (change.action, change.kind, change.name) == ("update", "function", "f")
+        assert (await client.get_function("f")).state is FunctionState.ACTIVE
+        assert (await client.reconcile()).changes == ()
+
+
+async def test_a_reconciliation_does_not_wait_for_drains(
+    daemon: TestDaemon, vpc: str, netns_factory: Namespaces
+) -> None:
+    box = netns_factory("box")
+    async with daemon.client() as client:
+        await declare(client, vpc)
+        environment = await start(client, box)
+        async with traffic.connection(box, vpc, SERVER) as pair:
+            await client.end_environment(environment.id, drain=600.0)
+            assert (await client.reconcile()).changes == ()
+            # Neither does the end of the daemon, and its successor goes on with what is left of the time.
+            daemon.end()
+            daemon.start()
+            await traffic.transfer(pair.client, pair.server, 100_000, 1)
+            assert (await client.get_environment(environment.id)).state is EnvironmentState.DETACHING
+        await until(lambda: client.get_environment(environment.id), lambda found: found.state is ENDED)
+
+
+async def test_links_that_nobody_knows_are_removed_when_asked(daemon: TestDaemon, vpc: str) -> None:
     async with daemon.client() as client:
         await declare(client, vpc)
         fresh = await start(client)
@@ -207,6 +241,8 @@ async def test_links_that_nobody_knows_are_removed(daemon: TestDaemon, vpc: str)
     daemon.start()
     async with daemon.client() as client:
         assert (await client.status()).resources["vpc"] == {}
+        assert devices(fresh.namespace) == {"lo", "eth0"}  # a lost database cuts nobody's connections
+        assert {change.action for change in (await client.reconcile()).changes} == {"delete"}
     wait_until(lambda: not [name for name in devices(vpc) if name.startswith("eni")])
     assert proxies(vpc) == set()
     assert setting(vpc, "conf/lan0/forwarding") == "0"

@@ -1,9 +1,10 @@
-"""Every command in the README and in docs/cli.md is run, and its output compared with what stands there.
+"""Every command in the README and in docs/ is run, and its output compared with what stands there.
 
 A fenced block runs when an HTML comment stands right above it, which nobody sees who reads the rendered page:
 
     <!-- run -->                  console: lines with "# " are commands ("> " continues one), the others their output
-    <!-- run: customer box1 -->   python: a program, with these namespaces made before it
+                                  python: a program
+    <!-- run: customer box1 -->   the same, with these namespaces made before it, and the tour's web server
     <!-- run first ... -->        no block: commands in the comment itself, for what the page does not show
 
 A ```text block after a python block is what it prints.
@@ -139,7 +140,7 @@ def pattern(line: str) -> re.Pattern[str]:
 def _loose(word: str) -> str:
     if match := ID.search(word):
         any_id = rf"{match[1]}[0-9a-f]+"
-        return re.escape(word[: match.start()]) + any_id + re.escape(word[match.end() :])
+        return _loose(word[: match.start()]) + any_id + _loose(word[match.end() :])
     found, end = "", 0
     for match in ADDRESS_OR_NUMBER.finditer(word):
         found += re.escape(word[end : match.start()])
@@ -170,7 +171,7 @@ def check(shell: Shell, step: Step) -> None:
         assert shell.lines(begin) == [], step.command
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/cli.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/api.md", "docs/cli.md", "docs/service.md"])
 def test_commands_do_what_the_document_shows(document: str, shell: Shell, tmp_path: Path) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     blocks = list(BLOCK.finditer(text))
@@ -185,9 +186,10 @@ def test_commands_do_what_the_document_shows(document: str, shell: Shell, tmp_pa
             assert block["kind"] == "python"
             program = tmp_path / "program.py"
             program.write_text(block["text"], encoding="utf-8")
-            for name in block["names"].split():
+            for name in (block["names"] or "").split():
                 shell.run(f"ip netns add {name}")
-            shell.run(SITE)
+            if block["names"]:
+                shell.run(SITE)
             expected = re.match(r"\s*[^\n]*\n\n```text\n(.*?)^```$", text[block.end() :], re.DOTALL | re.MULTILINE)
             check(shell, Step(f"python {program}", tuple(expected[1].splitlines()) if expected else ()))
     shell.run("jobs -p | xargs -r kill")

@@ -117,6 +117,11 @@ def test_a_body_that_is_too_large_is_refused(api: Server) -> None:
     assert (status, problem["error"], problem["resource"]) == (413, "InvalidValue", "body")
 
 
+def test_a_body_that_would_be_too_large_is_not_waited_for(api: Server) -> None:
+    answer = raw(api, b"POST /v1/vpcs HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n{" % (MOST_BODY + 1))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
 def test_a_body_that_does_not_come_is_not_waited_for(api: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handlers, "BODY_PATIENCE", 0.05)
     answer = raw(api, b"POST /v1/vpcs HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")

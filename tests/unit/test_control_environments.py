@@ -156,6 +156,8 @@ def test_the_eni_with_the_fewest_environments_is_taken(world: World) -> None:
         ({"name": "env-0" + 16 * "a"}, InvalidValue, "name"),
         ({"device": "a/b"}, InvalidValue, "device"),
         ({"device": 16 * "x"}, InvalidValue, "device"),
+        ({"device": "all"}, InvalidValue, "device"),
+        ({"device": "default"}, InvalidValue, "device"),
         ({"namespace": "pid:0"}, InvalidValue, "namespace"),
         ({"namespace": "pid:x"}, InvalidValue, "namespace"),
         ({"namespace": "fd:3"}, InvalidValue, "namespace"),

@@ -28,6 +28,7 @@ from hyperplane.resources import (
     UpdateStatus,
     VpcSpec,
 )
+from hyperplane.store.references import dangling
 
 VPCS = ("v1", "v2")
 SUBNETS = ("a", "b", "c")
@@ -385,6 +386,7 @@ class Plane(RuleBasedStateMachine):
         fresh.load(self.records.values())
         assert resources(fresh) == resources(self.control)
         assert indices(fresh) == indices(self.control)
+        assert dangling([record.resource for record in self.records.values()]) == ""
 
     @invariant()
     def something_will_happen_to_whatever_is_on_its_way(self) -> None:

@@ -21,6 +21,7 @@ class Memory:
     """A store that refuses when it is told to."""
 
     notices = ()
+    begun = True
     meta = MappingProxyType[str, str]({})
 
     def __init__(self) -> None:

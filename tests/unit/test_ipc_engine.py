@@ -429,6 +429,13 @@ def test_only_one_engine_listens(path: Path) -> None:
         one.hello()
 
 
+def test_what_is_in_the_sockets_place_is_said(run_dir: Path) -> None:
+    path = run_dir / "engine.sock"
+    path.mkdir()
+    with pytest.raises(EngineError, match="remove what is there"), engine_process._listener(path):
+        pass
+
+
 def test_a_socket_that_was_left_behind_is_replaced(run_dir: Path) -> None:
     path = run_dir / "engine.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as old:

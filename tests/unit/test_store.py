@@ -53,7 +53,7 @@ def environment(number: int) -> Environment:
         device="eth0",
         inside_address=IPv4Address("198.18.0.2"),
         mtu=1500,
-        state=EnvironmentState.ATTACHED,
+        state=EnvironmentState.ENDED,
         timings=Timings(total=5.0, kernel=1.0, engine=1.0, wait=1.0, daemon=2.0),
     )
 
@@ -109,7 +109,17 @@ def test_an_empty_file_is_a_new_store(path: Path) -> None:
     store = SqliteStore(path)
     assert store.load() == []
     assert store.notices == ()
+    assert store.begun
     store.close()
+    again = SqliteStore(path)
+    assert not again.begun
+    again.close()
+
+
+def test_a_directory_in_the_way_is_said(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(StoreError, match="see that it is a file"):
+        SqliteStore(path)
 
 
 def test_a_missing_directory_is_said(tmp_path: Path) -> None:
@@ -153,6 +163,13 @@ def unreadable_record(path: Path) -> None:
     database.close()
 
 
+def lost_record(path: Path) -> None:
+    database = sqlite3.connect(path)
+    database.execute("DELETE FROM record WHERE kind = 'vpc'")
+    database.commit()
+    database.close()
+
+
 def another_program(path: Path) -> None:
     path.unlink()
     database = sqlite3.connect(path)
@@ -161,10 +178,12 @@ def another_program(path: Path) -> None:
     database.close()
 
 
-@pytest.mark.parametrize("damage", [damaged_header, damaged_pages, cut_short, unreadable_record, another_program])
+@pytest.mark.parametrize(
+    "damage", [damaged_header, damaged_pages, cut_short, unreadable_record, lost_record, another_program]
+)
 def test_a_damaged_file_is_kept_aside(path: Path, damage: Any) -> None:
     store = SqliteStore(path)
-    store.commit([put(VPC), *(put(environment(number)) for number in range(200))])
+    store.commit([put(VPC), put(SUBNET), *(put(environment(number)) for number in range(200))])
     store.close()
     damage(path)
     content = path.read_bytes()

@@ -15,22 +15,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
+from hyperplane.attachment.plan import LARGEST_MTU, LEAST_MTU, Plan, plan_of
 from hyperplane.dataplane import Engine, Eni, Tunnel, checks
-from hyperplane.errors import AddressInUse, EngineError, InvalidValue
+from hyperplane.errors import EngineError, InvalidValue
 from hyperplane.linux import tun
 from hyperplane.linux.eni import EniDevice, create_eni, withdraw_eni
 from hyperplane.linux.jobs import HalfWay, Jobs
-from hyperplane.linux.namespaces import Key, Namespace, NamespaceThreads, open_namespace, raise_descriptor_limit
+from hyperplane.linux.namespaces import Namespace, NamespaceThreads, open_namespace, raise_descriptor_limit
 from hyperplane.linux.reaper import Reaper
-from hyperplane.linux.tunnel import Shape, make_tunnel, take_tunnel
+from hyperplane.linux.tunnel import make_tunnel, take_tunnel
 from hyperplane.linux.watch import NamespaceWatch, Token
 from hyperplane.model import SecurityGroup, Timers, UdpMapping
-
-INSIDE_ADDRESS: Final = "198.18.0.2"  # RFC 2544's block, which no server has
-LEAST_MTU, LARGEST_MTU = 576, 65535  # RFC 1122 section 3.3.3; the most a TUN takes
-MOST_ROUTES: Final = 64  # the kernel's answers to one batch must fit a socket buffer
+from hyperplane.resources import INSIDE_ADDRESS
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +43,6 @@ class Timings:
     device: float
     netlink: float
     engine: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What attach() was asked for, checked."""
-
-    eni: Eni
-    vpc: Key
-    target: str | int | Path
-    by_descriptor: bool
-    name: str | None
-    shape: Shape
-    max_flows: int
-    asked: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,25 +233,19 @@ class Attachments:
         Raises InvalidValue, NamespaceNotFound, AddressInUse, DeviceError, NotATunnel, PermissionMissing, EngineError;
         then, and when cancelled, nothing is left.
         """
-        asked = time.perf_counter()
         opened = self._opened(eni)
-        targets = [one for one in (namespace, pid, fd) if one is not None]
-        if len(targets) != 1:
-            raise InvalidValue("attach() needs exactly one of namespace, pid and fd", resource="environment")
-        plan = _Plan(
-            eni=eni,
-            vpc=opened.device.namespace.key,
-            target=targets[0] if pid is None else checks.integer("pid", pid, 1, 1 << 22),
-            by_descriptor=fd is not None,
-            name=None if name is None else checks.name("tunnel name", name),
-            shape=Shape(
-                device=tun.check_name(device),
-                address=_inside(address, eni),
-                mtu=checks.integer("MTU of the tunnel", mtu, LEAST_MTU, LARGEST_MTU),
-                routes=_networks(routes),
-            ),
+        plan = plan_of(
+            eni,
+            opened.device.namespace.key,
+            namespace=namespace,
+            pid=pid,
+            fd=fd,
+            name=name,
+            address=address,
+            device=device,
+            mtu=mtu,
+            routes=routes,
             max_flows=max_flows,
-            asked=asked,
         )
         with self._jobs.operation():
             made = await self._jobs.run(lambda: self._make(plan), undo=self._unmake)
@@ -275,7 +253,7 @@ class Attachments:
                 tunnel=made.tunnel,
                 namespace=made.namespace.name if made.namespace else "",
                 device=made.device,
-                seconds=time.perf_counter() - asked,
+                seconds=time.perf_counter() - plan.asked,
                 timings=made.timings,
                 ended=self._loop.create_future(),
                 _made=made,
@@ -307,7 +285,7 @@ class Attachments:
 
     # In threads: making and unmaking
 
-    def _make(self, plan: _Plan) -> _Made:
+    def _make(self, plan: Plan) -> _Made:
         begun = time.perf_counter()
         if plan.by_descriptor and isinstance(plan.target, int):
             made = take_tunnel(plan.target)
@@ -408,23 +386,3 @@ class Attachments:
             name = eni.name if isinstance(eni, Eni) else repr(eni)
             raise InvalidValue(f"ENI {name} is not open here", resource=name, remedy="give what open_eni() gave")
         return opened
-
-
-def _inside(address: str | IPv4Address, eni: Eni) -> IPv4Address:
-    inside = checks.unicast("inside address", address)
-    if inside in eni.addresses:
-        remedy = "give the environment another inside address"
-        raise AddressInUse(f"inside address {inside} is an address of ENI {eni.name}", remedy=remedy)
-    return inside
-
-
-def _networks(routes: Iterable[str | IPv4Network]) -> tuple[IPv4Network, ...]:
-    if isinstance(routes, str):
-        raise InvalidValue(f"routes are {routes!r}", resource="routes", remedy="give a list of networks")
-    given = tuple(routes)
-    if len(given) > MOST_ROUTES:
-        raise InvalidValue(f"{len(given)} routes", resource="routes", limit=f"{MOST_ROUTES} routes of one device")
-    try:
-        return tuple(IPv4Network(route) for route in given)
-    except ValueError as error:
-        raise InvalidValue(f"route: {error}", resource="route", remedy="give networks such as 198.19.0.0/16") from None

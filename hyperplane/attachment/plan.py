@@ -1,0 +1,89 @@
+"""What `attach()` is asked for: its values checked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Final
+
+from hyperplane.dataplane import Eni, checks
+from hyperplane.errors import AddressInUse, InvalidValue
+from hyperplane.linux import tun
+from hyperplane.linux.namespaces import Key
+from hyperplane.linux.tunnel import Shape
+
+LEAST_MTU, LARGEST_MTU = 576, 65535  # RFC 1122 section 3.3.3; the most a TUN takes
+MOST_ROUTES: Final = 64  # the kernel's answers to one batch must fit a socket buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A start, checked. vpc: the key of the ENI's namespace. asked: when, by time.perf_counter()."""
+
+    eni: Eni
+    vpc: Key
+    target: str | int | Path
+    by_descriptor: bool
+    name: str | None
+    shape: Shape
+    max_flows: int
+    asked: float
+
+
+def plan_of(
+    eni: Eni,
+    vpc: Key,
+    *,
+    namespace: str | Path | None,
+    pid: int | None,
+    fd: int | None,
+    name: str | None,
+    address: str | IPv4Address,
+    device: str,
+    mtu: int,
+    routes: Iterable[str | IPv4Network],
+    max_flows: int,
+) -> Plan:
+    """The arguments of `Attachments.attach()`. Raises InvalidValue, AddressInUse."""
+    asked = time.perf_counter()
+    targets = [one for one in (namespace, pid, fd) if one is not None]
+    if len(targets) != 1:
+        raise InvalidValue("attach() needs exactly one of namespace, pid and fd", resource="environment")
+    return Plan(
+        eni=eni,
+        vpc=vpc,
+        target=targets[0] if pid is None else checks.integer("pid", pid, 1, 1 << 22),
+        by_descriptor=fd is not None,
+        name=None if name is None else checks.name("tunnel name", name),
+        shape=Shape(
+            device=tun.check_name(device),
+            address=_inside(address, eni),
+            mtu=checks.integer("MTU of the tunnel", mtu, LEAST_MTU, LARGEST_MTU),
+            routes=_networks(routes),
+        ),
+        max_flows=max_flows,
+        asked=asked,
+    )
+
+
+def _inside(address: str | IPv4Address, eni: Eni) -> IPv4Address:
+    inside = checks.unicast("inside address", address)
+    if inside in eni.addresses:
+        remedy = "give the environment another inside address"
+        raise AddressInUse(f"inside address {inside} is an address of ENI {eni.name}", remedy=remedy)
+    return inside
+
+
+def _networks(routes: Iterable[str | IPv4Network]) -> tuple[IPv4Network, ...]:
+    if isinstance(routes, str):
+        raise InvalidValue(f"routes are {routes!r}", resource="routes", remedy="give a list of networks")
+    given = tuple(routes)
+    if len(given) > MOST_ROUTES:
+        raise InvalidValue(f"{len(given)} routes", resource="routes", limit=f"{MOST_ROUTES} routes of one device")
+    try:
+        return tuple(IPv4Network(route) for route in given)
+    except ValueError as error:
+        raise InvalidValue(f"route: {error}", resource="route", remedy="give networks such as 198.19.0.0/16") from None
