@@ -15,7 +15,8 @@ from hyperplane.client import SyncClient
 from hyperplane.errors import DaemonUnavailable
 
 INSTANCE: Final = "bench"
-PATIENCE: Final = 20.0  # seconds to become ready, and to end
+PATIENCE: Final = 20.0  # seconds to become ready
+TO_END: Final = 120.0  # seconds; the kernel takes its time to remove thousands of devices
 
 
 class Daemon:
@@ -46,8 +47,9 @@ class Daemon:
 
     def __exit__(self, *error: object) -> None:
         subprocess.run(
-            self._command("stop", "--engine"), env=self._environment, timeout=PATIENCE, check=False, capture_output=True
-        )
+            self._command("stop", "--engine", "--timeout", f"{TO_END:.0f}"), env=self._environment, timeout=2 * TO_END,
+            check=False, capture_output=True,
+        )  # fmt: skip
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
         self._process.wait()

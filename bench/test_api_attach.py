@@ -27,7 +27,7 @@ from hyperplane.resources import Document, Environment, EnvironmentSpec, Timings
 
 pytestmark = [pytest.mark.benchmark(timer=replay_clock), pytest.mark.timeout(600)]
 
-STAGES: Final = (1, 500, 1000)  # environments that are there when a figure's last one is started
+STAGES: Final = (1, 1000, 5000)  # environments that are there when a figure's last one is started
 WINDOW: Final = 100  # starts that a figure is taken of
 AT_ONCE: Final = 1000
 FILLING: Final = 8  # starts under way while the numbers are filled up
@@ -142,17 +142,28 @@ def test_from_the_pool(record: Recorder, daemon: Daemon, vpc: str) -> None:
         async with Client(path=daemon.socket) as client:
             await declare(client, vpc)
             await filled(client)
-            pooled = [timings(await start(client, "")) for _ in range(POOL)]
-            return pooled, [timings(await start(client, "")) for _ in range(POOL)]
+            ready = [await start(client, "") for _ in range(POOL // 2)]
+            made = [await start(client, "", device="eth1") for _ in range(POOL // 2)]  # another shape: none is ready
+            for one in (*ready, *made):
+                await client.end_environment(one.id)
+            return [timings(one) for one in ready], [timings(one) for one in made]
 
     pooled, made = uvloop.run(measure())
-    rival = "a namespace that is made"
-    ready = [(one.kernel + one.engine) * 1e6 for one in pooled]
-    record(
-        "fresh environment from the pool", "us", "lower", rival, [statistics.median(ready)],
-        [statistics.median((one.kernel + one.engine) * 1e6 for one in made)],
-        bars=(Bar("value", 100.0, "lower"),), total_us=statistics.median(one.total for one in pooled) * 1e6,
-    )  # fmt: skip
+    for name, part in (("device and routes", kernel), ("until it can be used", usable)):
+        ours, theirs = [part(one) for one in pooled], [part(one) for one in made]
+        record(
+            f"fresh environment from the pool: {name}", "us", "lower", "a namespace that is made",
+            [statistics.median(ours)], [statistics.median(theirs)],
+            total_us=statistics.median(one.total for one in pooled) * 1e6,
+        )  # fmt: skip
+
+
+def kernel(one: Timings) -> float:
+    return max(one.kernel * 1e6, 0.1)  # nothing is left to do when it was prepared: a figure must not be 0
+
+
+def usable(one: Timings) -> float:
+    return (one.kernel + one.engine) * 1e6
 
 
 async def filled(client: Client) -> None:
@@ -191,8 +202,8 @@ async def starts(client: Client, namespaces: Sequence[str]) -> tuple[list[float]
     return seen, said
 
 
-async def start(client: Client, namespace: str) -> Environment:
-    return await client.start_environment(EnvironmentSpec(function=FUNCTION, namespace=namespace))
+async def start(client: Client, namespace: str, device: str = "eth0") -> Environment:
+    return await client.start_environment(EnvironmentSpec(function=FUNCTION, namespace=namespace, device=device))
 
 
 def timings(environment: Environment) -> Timings:

@@ -136,6 +136,12 @@ class FunctionNotActive(HyperplaneError):
     status = 409
 
 
+class AccessDenied(HyperplaneError):
+    """The caller may not do this, as the user that it is."""
+
+    status = 403
+
+
 class TooManyRequests(HyperplaneError):
     """A bounded queue of the daemon is full: try again later."""
 

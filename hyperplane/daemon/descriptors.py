@@ -22,10 +22,10 @@ import msgspec
 
 from hyperplane.api.service import Peer
 from hyperplane.errors import (
+    AccessDenied,
     DeviceError,
     HyperplaneError,
     InvalidValue,
-    PermissionMissing,
     ResourceNotFound,
     TooManyRequests,
 )
@@ -84,14 +84,14 @@ class Descriptors:
         return len(self._waiting)
 
     def check(self, token: str, peer: Peer) -> None:
-        """Raises ResourceNotFound, PermissionMissing."""
+        """Raises ResourceNotFound, AccessDenied."""
         waiting = self._waiting.get(token)
         if waiting is None:
             remedy = f"send the descriptor again: it is kept for {self._lifetime:.0f} s and given once"
             raise ResourceNotFound("no such descriptor waits", resource="descriptor", remedy=remedy, field="descriptor")
         if peer.uid not in (0, waiting.uid):
             message = "the descriptor was sent by another user"
-            raise PermissionMissing(message, resource="descriptor", remedy="send it yourself", field="descriptor")
+            raise AccessDenied(message, resource="descriptor", remedy="send it yourself", field="descriptor")
 
     def take(self, token: str, peer: Peer) -> TunnelDevice:
         """The device behind a token, which is used up. Raises as check()."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from hyperplane.api.service import Peer
-from hyperplane.errors import InvalidValue, NamespaceNotFound, PermissionMissing
+from hyperplane.errors import AccessDenied, InvalidValue, NamespaceNotFound
 from hyperplane.linux.namespaces import Namespace, owner_of
 
 PROCESS: Final = re.compile(r"(?:pid:|/proc/)(\d{1,9})(?:/ns/net)?")
@@ -23,7 +23,7 @@ PROCESS: Final = re.compile(r"(?:pid:|/proc/)(\d{1,9})(?:/ns/net)?")
 def check_target(target: str, peer: Peer) -> Callable[[Namespace], None] | None:
     """What can be said before the namespace is opened; what is returned checks the open one (None: all is well).
 
-    Raises PermissionMissing, InvalidValue, NamespaceNotFound.
+    Raises AccessDenied, InvalidValue, NamespaceNotFound.
     """
     if target.startswith("fd:"):
         remedy = "send the descriptor of a TUN over descriptors.sock, or give pid:N"
@@ -33,7 +33,7 @@ def check_target(target: str, peer: Peer) -> Callable[[Namespace], None] | None:
     match = PROCESS.fullmatch(target)
     if match is None and "/" in target:
         remedy = "give pid:N, a name, or let the daemon make a fresh one"
-        raise PermissionMissing("only root may give paths", resource=target, remedy=remedy, field="namespace")
+        raise AccessDenied("only root may give paths", resource=target, remedy=remedy, field="namespace")
     process = int(match[1]) if match else 0
     if process:
         _check_process(process, peer)
@@ -46,7 +46,7 @@ def check_target(target: str, peer: Peer) -> Callable[[Namespace], None] | None:
         if peer.uid < 0 or owner != peer.uid:
             message = f"namespace {namespace.name} is not of user {peer.uid}"
             remedy = "give one in a user namespace of that user (unshare --user --net), or ask as root"
-            raise PermissionMissing(message, resource=namespace.name, remedy=remedy, field="namespace")
+            raise AccessDenied(message, resource=namespace.name, remedy=remedy, field="namespace")
         if process:
             _check_process(process, peer)  # the number may have gone to another one meanwhile
 
@@ -64,4 +64,4 @@ def _check_process(process: int, peer: Peer) -> None:
     if any(int(uid) != peer.uid for uid in line.split()[1:]) or not line:
         message = f"process {process} is not of user {peer.uid}"
         remedy = "give a process of your own, or ask as root"
-        raise PermissionMissing(message, resource=name, remedy=remedy, field="namespace")
+        raise AccessDenied(message, resource=name, remedy=remedy, field="namespace")

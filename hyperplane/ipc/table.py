@@ -16,7 +16,7 @@ from hyperplane.dataplane import Engine, Eni, Tunnel, checks
 from hyperplane.errors import HyperplaneError, InvalidValue, ResourceConflict
 from hyperplane.ipc import messages
 from hyperplane.ipc.messages import Applied, Apply, LinkResult, LinkSpec, LinksReply, LinkState
-from hyperplane.linux.reaper import Reaper
+from hyperplane.linux.reaper import Reaper, close_all
 from hyperplane.model import SecurityGroup
 from hyperplane.resources import Problem
 
@@ -84,8 +84,7 @@ class LinkTable:
     def close(self) -> None:
         """Closes the engine and all descriptors."""
         self.engine.close()
-        for held in self._held.values():
-            self._close(held.fd)
+        close_all(held.fd for held in self._held.values() if held.fd >= 0)
         self._held.clear()
 
     def _result(self, link: str, work: Callable[..., int], *arguments: object) -> LinkResult:

@@ -7,10 +7,21 @@ Several threads, because the waits of several closes overlap: eight of them clos
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Final
 
 THREADS: Final = 8
+THREADS_AT_THE_END: Final = 64
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Closes them and returns when their devices are gone: for the end, when nobody else wants devices made or changed.
+
+    64 threads are three to four times as fast as eight, but leave others little of the kernel's one lock (RTNL).
+    """
+    with ThreadPoolExecutor(THREADS_AT_THE_END, "reaper") as pool:
+        list(pool.map(os.close, fds))
 
 
 class Reaper:

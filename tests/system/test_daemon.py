@@ -397,7 +397,7 @@ class TestPeers:
             assert as_nobody("own") == "attached\n"
             assert as_nobody("") == "attached\n"
             for other in ("pid:1", f"pid:{os.getpid()}", box, f"/run/netns/{box}", "/proc/1/ns/net"):
-                assert as_nobody(other).startswith("PermissionMissing"), other
+                assert as_nobody(other).startswith("AccessDenied"), other
             assert devices(box) == {"lo"}
 
 

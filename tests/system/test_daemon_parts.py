@@ -18,7 +18,7 @@ from hyperplane.api.service import Peer
 from hyperplane.daemon.descriptors import Descriptors
 from hyperplane.daemon.peers import check_target
 from hyperplane.daemon.pool import FreshNamespaces, Pool
-from hyperplane.errors import InvalidValue, NamespaceNotFound, PermissionMissing, ResourceNotFound
+from hyperplane.errors import AccessDenied, InvalidValue, NamespaceNotFound, ResourceNotFound
 from hyperplane.linux.fresh import delete_namespace, fresh_namespace, names_like
 from hyperplane.linux.namespaces import NamespaceThreads, open_namespace
 from hyperplane.linux.reaper import Reaper
@@ -84,7 +84,7 @@ class TestDescriptors:
     async def test_it_is_the_sender_s(self, listening: tuple[Descriptors, Path], tun: int) -> None:
         waiting, path = listening
         token = (await send(path, tun))["descriptor"]
-        with pytest.raises(PermissionMissing, match="another user"):
+        with pytest.raises(AccessDenied, match="another user"):
             waiting.take(token, NOBODY)
 
     async def test_it_expires(self, listening: tuple[Descriptors, Path], tun: int) -> None:
@@ -226,7 +226,7 @@ class TestPeers:
 
     def test_others_give_no_path_and_no_other_user_s_process(self) -> None:
         for target in ("/tmp/box", "./box", "pid:1", "/proc/1/ns/net", f"pid:{os.getpid()}"):
-            with pytest.raises(PermissionMissing):
+            with pytest.raises(AccessDenied):
                 check_target(target, NOBODY)
         with pytest.raises(NamespaceNotFound):
             check_target("pid:4194303", NOBODY)
@@ -236,6 +236,6 @@ class TestPeers:
         for peer in (NOBODY, Peer()):
             check = check_target(box, peer)
             assert check
-            with open_namespace(box) as namespace, pytest.raises(PermissionMissing, match="is not of user"):
+            with open_namespace(box) as namespace, pytest.raises(AccessDenied, match="is not of user"):
                 check(namespace)
         assert devices(box) == {"lo"}
