@@ -63,6 +63,7 @@ needs() { # set
       need procps has ps
       need redis-server has redis-server
       need redis-tools has redis-benchmark
+      need systemd has systemd-analyze
       need traceroute has traceroute
       ;;
     lint)
