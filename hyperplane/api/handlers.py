@@ -41,7 +41,8 @@ class Handlers:
     # Resources
 
     async def create(self, route: Route, request: web.Request, query: Query) -> web.Response:
-        resource, created = await self._service.create(route.kind, await body(request, route.body))  # type: ignore[arg-type]
+        spec = await body(request, route.body)
+        resource, created = await self._service.create(route.kind, spec, peer(request))  # type: ignore[arg-type]
         return answer(resource, 201 if created else 200)
 
     async def get(self, route: Route, request: web.Request, query: Query) -> web.Response:
@@ -56,7 +57,8 @@ class Handlers:
 
     async def update(self, route: Route, request: web.Request, query: Query) -> web.Response:
         spec = await body(request, route.body)
-        return answer(await self._service.update(route.kind, request.match_info["ref"], spec))  # type: ignore[arg-type]
+        ref = request.match_info["ref"]
+        return answer(await self._service.update(route.kind, ref, spec, peer(request)))  # type: ignore[arg-type]
 
     async def delete(self, route: Route, request: web.Request, query: Query) -> web.Response:
         await self._service.delete(route.kind, request.match_info["ref"], _account(query))  # type: ignore[arg-type]
@@ -82,7 +84,7 @@ class Handlers:
     # Documents
 
     async def apply(self, route: Route, request: web.Request, query: Query) -> web.Response:
-        return answer(await self._service.apply(await body(request, route.body)))
+        return answer(await self._service.apply(await body(request, route.body), peer(request)))
 
     async def export(self, route: Route, request: web.Request, query: Query) -> web.Response:
         return answer(await self._service.export(_account(query)))

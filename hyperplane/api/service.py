@@ -80,8 +80,8 @@ class Measures(msgspec.Struct, frozen=True, kw_only=True):
 class ServiceProtocol(Protocol):
     """The daemon, as the API sees it."""
 
-    async def create(self, kind: DeclaredKind, spec: Any) -> tuple[Resource, bool]:
-        """spec: of the kind's own class."""
+    async def create(self, kind: DeclaredKind, spec: Any, peer: Peer) -> tuple[Resource, bool]:
+        """spec: of the kind's own class. peer: whose namespace a VPC may be depends on it, here and below."""
 
     async def get(self, kind: Kind, ref: str, account: str) -> Resource: ...
 
@@ -89,7 +89,7 @@ class ServiceProtocol(Protocol):
         """All that match, by (created, id). account None: of all accounts. filters: field -> value, of the keys that
         routes.FILTERS has for the kind; those that name a resource are references."""
 
-    async def update(self, kind: DeclaredKind, ref: str, spec: Any) -> Resource:
+    async def update(self, kind: DeclaredKind, ref: str, spec: Any, peer: Peer) -> Resource:
         """spec replaces the resource's content; its account says where."""
 
     async def delete(self, kind: DeclaredKind, ref: str, account: str) -> None: ...
@@ -100,7 +100,7 @@ class ServiceProtocol(Protocol):
     async def end_environment(self, ref: str, account: str, drain: float) -> Environment:
         """drain: seconds. Returns it as it is then, detaching or ended; ending it again is no error."""
 
-    async def apply(self, request: ApplyRequest) -> Plan: ...
+    async def apply(self, request: ApplyRequest, peer: Peer) -> Plan: ...
 
     async def export(self, account: str) -> Document: ...
 

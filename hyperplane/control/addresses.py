@@ -12,7 +12,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from hyperplane.control.state import State, namespace_key
+from hyperplane.control.state import BLOCK_BITS, State, block_entry, namespace_key, range_entry
 from hyperplane.errors import HyperplaneError, InvalidValue, SubnetOutOfIPAddresses
 from hyperplane.resources import INSIDE_ADDRESS, Subnet, Vpc
 
@@ -51,8 +51,14 @@ def allocate(state: State, vpc: Vpc, subnet: Subnet, now: float) -> IPv4Address:
 def available(state: State, subnet: Subnet) -> int:
     """How many addresses an ENI could still get."""
     gone = {int(subnet.gateway)} | {int(IPv4Address(text)) for text in state.internals(subnet.id).get("taken", ())}
-    vpc = state.vpcs[subnet.vpc]
-    for id_ in state.ids("at", namespace_key(vpc.namespace)):
+    namespace = namespace_key(state.vpcs[subnet.vpc].namespace)
+    first, size = int(subnet.cidr.network_address), subnet.cidr.num_addresses
+    blocks = range(first, first + size, 1 << BLOCK_BITS)
+    at = state.ids("at", namespace)
+    few = (
+        at if len(at) < len(blocks) else [id_ for block in blocks for id_ in state.ids(*block_entry(namespace, block))]
+    )
+    for id_ in few:
         gone.update(int(address) for address in state.enis[id_].addresses)
     gaps = list(_gaps(subnet.cidr, subnet.reserved))
     free = sum(high - low + 1 for low, high in gaps)
@@ -74,7 +80,7 @@ def collision(state: State, vpc: Vpc, address: IPv4Address) -> str:
     """What of the VPC an environment with this address could not reach, in words; "" for nothing."""
     if address in vpc.dns:
         return f"the address of a resolver of VPC {vpc.name}"
-    for id_ in state.ids("subnets", vpc.id):
+    for id_ in state.ids(*range_entry(vpc.id, address)):
         subnet = state.subnets[id_]
         if id_ not in state.passing and address in subnet.cidr:
             return f"in subnet {subnet.name} ({subnet.cidr}) of VPC {vpc.name}"

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from hyperplane.control import addresses, names
 from hyperplane.control.enis import Enis
-from hyperplane.control.state import State
+from hyperplane.control.state import State, range_entry
 from hyperplane.errors import (
     DependencyViolation,
     HyperplaneError,
@@ -197,10 +197,10 @@ def _subnet_content(state: State, spec: SubnetSpec, vpc: Vpc, own_id: str) -> di
     if not addresses.is_unicast(cidr.network_address):
         limit = "unicast addresses of hosts"
         raise InvalidSubnet(f"cidr {cidr} is no range for hosts", resource=spec.name, limit=limit, field="cidr")
-    for id_ in state.ids("subnets", vpc.id):
+    for id_ in state.ids(*range_entry(vpc.id, cidr.network_address)):
         other = state.subnets[id_]
         # One with the same name is for same_name(): it is this one, or a conflict of names.
-        if other.cidr.overlaps(cidr) and id_ != own_id and id_ not in state.passing and other.name != spec.name:
+        if id_ != own_id and other.cidr.overlaps(cidr) and id_ not in state.passing and other.name != spec.name:
             message = f"cidr {cidr} overlaps subnet {other.name} ({other.cidr}) of VPC {vpc.name}"
             raise InvalidSubnet(message, resource=spec.name, remedy="choose a free range", field="cidr")
     gateway = spec.gateway or addresses.first_host(cidr)

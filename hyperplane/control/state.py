@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from ipaddress import IPv4Address
 from random import Random
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ EniKey = tuple[str, str, frozenset[str]]  # account, subnet, security groups
 Entry = tuple[Hashable, ...]  # the index's name, then the key
 
 NONE: Final[Internals] = {}
+BLOCK_BITS: Final = 4
 
 
 class State:
@@ -205,6 +207,16 @@ def namespace_key(namespace: str) -> str:
     return namespace
 
 
+def range_entry(vpc: str, address: IPv4Address) -> Entry:
+    """Finds the subnets of the VPC which may have that address: none is larger than a /16."""
+    return "range", vpc, int(address) >> 16
+
+
+def block_entry(namespace: str, address: int) -> Entry:
+    """Finds the ENIs in a namespace (namespace_key()) whose address is in the same /28: no subnet is smaller."""
+    return "block", namespace, address >> BLOCK_BITS
+
+
 def _common(kind: Kind, resource: Resource, internals: Internals) -> list[Entry]:
     entries: list[Entry] = [("name", kind, resource.account, resource.name)]
     if "token" in internals:
@@ -217,7 +229,7 @@ def _vpc_entries(vpc: Vpc, internals: Internals) -> tuple[Entry, ...]:
 
 
 def _subnet_entries(subnet: Subnet, internals: Internals) -> tuple[Entry, ...]:
-    return (*_common("subnet", subnet, internals), ("subnets", subnet.vpc))
+    return (*_common("subnet", subnet, internals), ("subnets", subnet.vpc), range_entry(subnet.vpc, subnet.cidr[0]))
 
 
 def _group_entries(group: SecurityGroup, internals: Internals) -> tuple[Entry, ...]:
@@ -239,6 +251,7 @@ def _eni_entries(eni: Eni, internals: Internals) -> tuple[Entry, ...]:
     namespace = namespace_key(internals["namespace"])
     entries: list[Entry] = [("name", "eni", eni.account, eni.name), ("at", namespace)]
     entries += [("address", namespace, int(address)) for address in eni.addresses]
+    entries += dict.fromkeys(block_entry(namespace, int(address)) for address in eni.addresses)
     if eni.state is not EniState.DELETING:
         entries += [("key", eni_key(eni)), ("enis", eni.vpc), ("enis", eni.subnet)]
         entries += [("enis", id_) for id_ in eni.security_groups]

@@ -90,6 +90,8 @@ def counts(control: Control) -> dict[Kind, dict[str, int]]:
 class Looker:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
+        supervisor.remote.on_removal = self._retire
+        self._retired = Counters()
 
     def flows(self, wanted: Wanted, after: int, limit: int) -> list[Flow]:
         """See ServiceProtocol.flows()."""
@@ -114,13 +116,19 @@ class Looker:
         return self._supervisor.reader.drops(after=after)
 
     def traffic(self) -> Counters:
-        """The sum over all links, in which every flow counts once: its ENI counts it too."""
-        total = Counters()
+        """The sum over all links, those that have been removed since this daemon began too: it only grows.
+
+        Every flow counts once in it: its ENI counts it too.
+        """
+        total = self._retired
         for link, counters in self._counters(self._supervisor.remote.links()):
-            if link.spec.kind == "tunnel":
-                counters = replace(counters, flows_created=0, flows_ended=0)
-            total += counters
+            total += _once(link, counters)
         return total
+
+    def _retire(self, link: Link) -> None:
+        """In the thread that has removed the link: its counters can be read until its last flow has ended."""
+        for _, counters in self._counters([link]):
+            self._retired += replace(_once(link, counters), flows=0, gone=False)
 
     def enis(self, accounts: Mapping[str, str]) -> list[EniMeasures]:
         """accounts: of each ENI that is wanted."""
@@ -159,6 +167,12 @@ class Looker:
                 yield link, self._supervisor.reader.counters(link.number)
             except EngineError:
                 continue  # removed meanwhile
+
+
+def _once(link: Link, counters: Counters) -> Counters:
+    if link.spec.kind == "tunnel":
+        return replace(counters, flows=0, flows_created=0, flows_ended=0)
+    return counters
 
 
 def _try(look: Callable[[], T], otherwise: T) -> T:

@@ -111,7 +111,8 @@ def make_directory(path: Path, undo: ExitStack, mode: int = 0o755) -> None:
     missing = [one for one in (path, *path.parents) if not one.exists()]
     try:
         for one in reversed(missing):
-            one.mkdir(mode if one == path else 0o755)
+            one.mkdir()
+            one.chmod(mode if one == path else 0o755)  # whatever the umask is: the group has to get to the socket
             undo.callback(shutil.rmtree, one, ignore_errors=True)
     except OSError as error:
         message = f"directory {path} cannot be made: {error.strerror}"

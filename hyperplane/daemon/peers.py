@@ -1,10 +1,13 @@
-"""Which namespaces a caller of the API may start environments in.
+"""Which namespaces a caller of the API may start environments in, and which may be a VPC's.
 
 Root may give any. A member of the daemon's group may give those in which it could make devices itself: the network
 namespace belongs to a user namespace that its user owns (user_namespaces(7)), as `unshare --user --net` makes them, by
 name or as `pid:N` of a process of its own user. So nobody gets the daemon to set routes in the host's namespace or in
 another user's. A path is not opened for it: that alone could have effects. Fresh namespaces and descriptors are
 anybody's.
+
+A VPC of such a member is a namespace with a name (ip-netns(8)): somebody with privileges has named it. Paths and
+processes would lead into the host's own namespace, where the ENI's device and routes would be made.
 """
 
 from __future__ import annotations
@@ -51,6 +54,16 @@ def check_target(target: str, peer: Peer) -> Callable[[Namespace], None] | None:
             _check_process(process, peer)  # the number may have gone to another one meanwhile
 
     return check
+
+
+def check_vpc(target: str, peer: Peer, *, field: str = "namespace") -> None:
+    """Raises AccessDenied, InvalidValue."""
+    if target.startswith("fd:"):
+        raise InvalidValue("fd:N is a descriptor of the daemon", resource=target, remedy="give a name", field=field)
+    if peer.uid != 0 and ("/" in target or target.startswith("pid:")):
+        message = f"only root may give {target} as a VPC's namespace"
+        remedy = "give one by its name (`ip netns list` shows them), or ask as root"
+        raise AccessDenied(message, resource=target, remedy=remedy, field=field)
 
 
 def _check_process(process: int, peer: Peer) -> None:

@@ -18,7 +18,7 @@ from hyperplane.daemon.descriptors import Descriptors
 from hyperplane.daemon.executor import Executor, Start
 from hyperplane.daemon.ledger import Ledger
 from hyperplane.daemon.looking import Looker
-from hyperplane.daemon.peers import check_target
+from hyperplane.daemon.peers import check_target, check_vpc
 from hyperplane.daemon.points import CommitPoints
 from hyperplane.daemon.pool import Pool
 from hyperplane.daemon.reconcile import Reconciler
@@ -38,6 +38,7 @@ from hyperplane.resources import (
     Kind,
     Plan,
     Resource,
+    VpcSpec,
 )
 
 START_WITHIN: Final = 50.0  # seconds: an ENI that is pending for longer does not come
@@ -67,7 +68,9 @@ class Service:
 
     # Declared resources
 
-    async def create(self, kind: DeclaredKind, spec: Any) -> tuple[Resource, bool]:
+    async def create(self, kind: DeclaredKind, spec: Any, peer: Peer) -> tuple[Resource, bool]:
+        if isinstance(spec, VpcSpec):
+            check_vpc(spec.namespace, peer)
         method = getattr(self.control, f"create_{kind.replace('-', '_')}")
 
         def decide(now: float) -> tuple[Resource, bool]:
@@ -86,7 +89,9 @@ class Service:
     async def select(self, kind: Kind, account: str | None, filters: Mapping[str, str]) -> Sequence[Resource]:
         return self.control.list(kind, account, **filters)
 
-    async def update(self, kind: DeclaredKind, ref: str, spec: Any) -> Resource:
+    async def update(self, kind: DeclaredKind, ref: str, spec: Any, peer: Peer) -> Resource:
+        if isinstance(spec, VpcSpec):
+            check_vpc(spec.namespace, peer)
         method = getattr(self.control, f"update_{kind.replace('-', '_')}")
         made: Resource = self.ledger.request(lambda now: method(ref, spec, now))
         self._supply(made)
@@ -97,8 +102,10 @@ class Service:
         self.ledger.request(lambda now: method(ref, account, now))
         self.point("deletion stored")
 
-    async def apply(self, request: ApplyRequest) -> Plan:
+    async def apply(self, request: ApplyRequest, peer: Peer) -> Plan:
         document, prune = request.document, request.prune
+        for number, vpc in enumerate(document.vpc):
+            check_vpc(vpc.namespace, peer, field=f"vpc[{number}].namespace")
         if request.dry_run:
             return self.control.plan(document, prune, self.ledger.now)
         plan = self.ledger.request(lambda now: self.control.apply(document, prune, now))

@@ -72,7 +72,8 @@ class RemoteEngine:
     Every method raises EngineError when the engine does not answer, and what the engine raised. config and regions (its
     memory by name; the descriptors are this object's) are the engine's. The callbacks run in the thread that met the
     event, with the lock held, and must not call back: on_memory() when config and regions are new, on_link(number,
-    name) for each link that has come, on_lost() when the connection broke.
+    name) for each link that has come, on_removal(link) for each that remove() has ended, while its counters can be read,
+    on_lost() when the connection broke.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,6 +82,7 @@ class RemoteEngine:
         self.patience = 0.0
         self.on_memory: Callable[[], None] = lambda: None
         self.on_link: Callable[[int, str], None] = lambda number, name: None
+        self.on_removal: Callable[[Link], None] = lambda link: None
         self.on_lost: Callable[[], None] = lambda: None
         self.pid = 0
         self.pidfd = -1  # of the process, when there is or was one
@@ -209,6 +211,8 @@ class RemoteEngine:
         """
         with self._changed:
             number_of(self._apply(remove=(key,)))
+            if link := self._links.get(key):
+                self.on_removal(link)
             return self._forget(key)
 
     def drain(self, key: str, reset: bool) -> None:

@@ -83,8 +83,9 @@ def names_like(pattern: re.Pattern[str]) -> list[str]:
 def _prepare_directory() -> None:
     with _prepared:
         directory = os.fsencode(NETNS_RUN_DIR)
-        with suppress(OSError):
-            os.makedirs(NETNS_RUN_DIR, 0o755, exist_ok=True)
+        with suppress(OSError):  # it is there, mostly
+            os.mkdir(NETNS_RUN_DIR)
+            os.chmod(NETNS_RUN_DIR, 0o755)  # as ip-netns(8) makes it, whatever the umask is
         if not LIBC.mount(b"", directory, b"none", MS_SHARED | MS_REC, None):
             return
         if ctypes.get_errno() == errno.EINVAL:  # no mount yet

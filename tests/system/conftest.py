@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
@@ -26,6 +28,10 @@ def nothing_left_behind() -> Iterator[None]:
         pytest.fail("system tests need root: they make network namespaces", pytrace=False)
     if not os.path.exists("/dev/net/tun"):
         pytest.fail("system tests need /dev/net/tun: modprobe tun", pytrace=False)
+    nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", sys.executable, "-c", ""]
+    if subprocess.run(nobody, cwd="/", capture_output=True).returncode:
+        message = f"system tests run programs as nobody, who may not execute {sys.executable}"
+        pytest.fail(f"{message}: clone to a place that everybody may enter, such as /srv or /tmp", pytrace=False)
     support.remove_left_over()
     looks = (support.namespaces, support.devices)
     before = [look() for look in looks]

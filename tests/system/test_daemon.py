@@ -94,12 +94,16 @@ class TestLifecycle:
             (flow,) = (await client.list_flows(environment=environment.id)).items
             assert (flow.tunnel, flow.eni, flow.outside) == (environment.id, eni.id, eni.addresses[0])
             assert await client.get_flow(flow.id)
-        assert (await client.status()).traffic.packets_in > 0
+        before = (await client.status()).traffic
+        assert (before.flows, before.flows_created) == (1, 1)
         gone = await client.end_environment(environment.id)
         assert (gone.state, gone.reason) == (ENDED, "deleted")
         assert devices(box) == {"lo"}
         await client.delete_function("f")
         await eventually(lambda: eni.device not in devices(vpc))
+        after = (await client.status()).traffic
+        assert (after.flows, after.flows_created) == (0, 1)
+        assert after.packets_in >= before.packets_in > 0, "a sum has fallen"
         await client.delete_security_group("g")
         await client.delete_subnet("s")
         await client.delete_vpc("v")
@@ -320,7 +324,7 @@ class TestDescriptors:
 UNPRIVILEGED = """
 import ctypes, os, sys
 from hyperplane.client import SyncClient
-from hyperplane.resources import EnvironmentSpec
+from hyperplane.resources import EnvironmentSpec, VpcSpec
 path, wanted = sys.argv[1:]
 if wanted == "own":
     uid = os.getuid()
@@ -328,7 +332,10 @@ if wanted == "own":
     wanted = f"pid:{os.getpid()}"
 with SyncClient(path=path) as client:
     try:
-        print(client.start_environment(EnvironmentSpec(function="f", namespace=wanted)).state)
+        if wanted.startswith("vpc "):
+            print("declared", client.create_vpc(VpcSpec(name="v", namespace=wanted[4:])).id)
+        else:
+            print(client.start_environment(EnvironmentSpec(function="f", namespace=wanted)).state)
     except Exception as error:
         print(type(error).__name__, error)
 sys.stdout.flush()
@@ -396,6 +403,8 @@ class TestPeers:
 
             assert as_nobody("own") == "attached\n"
             assert as_nobody("") == "attached\n"
+            for namespace, answer in ((vpc, "declared"), ("pid:1", "AccessDenied"), ("/run/netns/x", "AccessDenied")):
+                assert as_nobody(f"vpc {namespace}").startswith(answer), namespace
             for other in ("pid:1", f"pid:{os.getpid()}", box, f"/run/netns/{box}", "/proc/1/ns/net"):
                 assert as_nobody(other).startswith("AccessDenied"), other
             assert devices(box) == {"lo"}

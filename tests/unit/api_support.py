@@ -98,7 +98,7 @@ class FakeService:
         self.well = True
         self._clock = time.time()
 
-    async def create(self, kind: DeclaredKind, spec: Any) -> tuple[Resource, bool]:
+    async def create(self, kind: DeclaredKind, spec: Any, peer: Peer) -> tuple[Resource, bool]:
         create = self._method("create", kind)
         before = {one.id for one in self.control.list(kind)}
         made: Resource = create(spec, self._now())
@@ -114,7 +114,7 @@ class FakeService:
         self._check()
         return self.control.list(kind, account, **filters)
 
-    async def update(self, kind: DeclaredKind, ref: str, spec: Any) -> Resource:
+    async def update(self, kind: DeclaredKind, ref: str, spec: Any, peer: Peer) -> Resource:
         made: Resource = self._method("update", kind)(ref, spec, self._now())
         self._act()
         return self.control.get(kind, made.id, made.account)  # type: ignore[no-any-return]
@@ -137,7 +137,7 @@ class FakeService:
         self._act(drain=drain)
         return self.control.get("environment", made.id, account)  # type: ignore[no-any-return]
 
-    async def apply(self, request: ApplyRequest) -> Plan:
+    async def apply(self, request: ApplyRequest, peer: Peer) -> Plan:
         self._check()
         if request.dry_run:
             return self.control.plan(request.document, request.prune, self._now())

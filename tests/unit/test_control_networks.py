@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -22,8 +23,8 @@ from hyperplane.errors import (
     SubnetOutOfIPAddresses,
 )
 from hyperplane.model import Rule, SecurityGroup
-from hyperplane.resources import FunctionSpec, FunctionState, SecurityGroupSpec, SubnetSpec, VpcSpec
-from tests.unit.control_support import World
+from hyperplane.resources import Document, FunctionSpec, FunctionState, SecurityGroupSpec, SubnetSpec, VpcSpec
+from tests.unit.control_support import World, address
 
 NET, IP = IPv4Network, IPv4Address
 VPC: dict[str, Any] = {"name": "v", "namespace": "n"}
@@ -263,3 +264,49 @@ def test_bad_filters(world: World) -> None:
         world.control.list("function", state="pending")
     with pytest.raises(ResourceNotFound):
         world.control.list("subnet", "default", vpc="none")
+
+
+def test_available_counts_what_a_shared_namespace_has_of_the_range(world: World) -> None:
+    """Also when the subnet has fewer blocks than the namespace has ENIs, which are looked for by block then."""
+    world.control.create_vpc(VpcSpec(name="third", namespace="ns-customer"), world.now)
+    for name, cidr in (("c", "198.19.0.0/28"), ("d", "198.19.1.0/28")):
+        world.control.create_subnet(SubnetSpec(name=name, vpc="third", cidr=IPv4Network(cidr)), world.now)
+    for number in range(6):
+        name = f"g{number}"
+        world.control.create_security_group(SecurityGroupSpec(name=name, vpc="customer"), world.now)
+        world.active(name, groups=(name,))
+    assert {one.addresses[0] for one in world.control.list("eni")} == {address(f"198.19.0.{n}") for n in range(2, 8)}
+    free = {name: world.control.get("subnet", name).available for name in "abcd"}
+    assert free == {"a": 253 - 6, "b": 253, "c": 13 - 6, "d": 13}
+
+
+def test_a_thousand_subnets_cost_what_ten_times_a_hundred_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted: comparisons of two ranges, and of an address with a range."""
+    counted = Counter[str]()
+    for name in ("overlaps", "__contains__"):
+        original = getattr(IPv4Network, name)
+
+        def counting(self: IPv4Network, other: Any, name: str = name, original: Any = original) -> Any:
+            counted[name] += 1
+            return original(self, other)
+
+        monkeypatch.setattr(IPv4Network, name, counting)
+    steps = []
+    for count in (100, 1000):
+        world = World()
+        cidrs = [f"100.{64 + number // 10}.{number % 10}.0/24" for number in range(count)]
+        document = Document(
+            vpc=(VpcSpec(name="v", namespace="n"),),
+            subnet=tuple(SubnetSpec(name=f"s{n}", vpc="v", cidr=IPv4Network(cidr)) for n, cidr in enumerate(cidrs)),
+            security_group=(SecurityGroupSpec(name="g", vpc="v"),),
+            function=tuple(
+                FunctionSpec(name=f"f{number}", subnets=(f"s{number}",), security_groups=("g",))
+                for number in range(count)
+            ),
+        )
+        counted.clear()
+        world.control.apply(document, False, world.now)
+        assert world.control.apply(document, False, world.now).changes == ()
+        steps.append(counted.total())
+        assert {one.available for one in world.control.list("subnet")} == {252}
+    assert steps[1] <= 11 * steps[0]
