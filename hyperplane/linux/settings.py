@@ -47,21 +47,25 @@ class Settings:
                 self._inherited = {((int(dev), int(ino)), str(name)): str(was) for dev, ino, name, was in rows}
 
     def hold(self, key: Key, path: str, value: str) -> None:
-        """Sets it, once for every release(). Raises DeviceError, PermissionMissing."""
+        """Sets it, until as many release(). Raises DeviceError, PermissionMissing.
+
+        One that is held may have another value: somebody has set it, or the namespace is a new one with the key of one
+        that went away without a release().
+        """
         with self._lock:
+            was = read(path)
             held = self._held.get((key, path))
             if held is None:
-                was = read(path)
-                held = _Held(0, value, self._inherited.pop((key, path), was))
-                self._held[key, path] = held
-                if was != value:
-                    self._write_journal()
-                    try:
-                        write(path, value)
-                    except BaseException:
+                held = self._held[key, path] = _Held(0, value, self._inherited.pop((key, path), was))
+            if was != value:
+                self._write_journal()
+                try:
+                    write(path, value)
+                except BaseException:
+                    if not held.count:
                         del self._held[key, path]
                         self._write_journal()
-                        raise
+                    raise
             held.count += 1
 
     def release(self, key: Key, path: str, *, restore: bool) -> None:

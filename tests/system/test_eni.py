@@ -20,7 +20,8 @@ from hyperplane.errors import (
 )
 from hyperplane.linux import tun
 from hyperplane.linux.eni import EniDevice, create_eni, withdraw_eni
-from hyperplane.linux.namespaces import NamespaceThreads
+from hyperplane.linux.namespaces import Namespace, NamespaceThreads
+from hyperplane.linux.settings import Settings, read, write
 
 from .support import DEADLINE, Namespaces, Within, descriptors, devices, ip, ip_json, run_in, wait_until
 
@@ -91,6 +92,20 @@ class TestEni:
         remove(eni, threads)
         assert ip_json("-n", vpc, "neigh", "show", "proxy") == []
         assert [setting(vpc, one) for one in (settings[0], *settings[2:])] == ["0", "70", "0"]
+
+    def test_a_namespace_with_the_key_of_one_that_is_gone(self, netns_factory: Namespaces, within: Within) -> None:
+        """The kernel gives inode numbers again: what was held there is set all the same."""
+        vpc = netns_factory("vpc")
+        path = f"/proc/sys/net/ipv4/conf/{netns_factory.bridge(vpc, '198.19.0.1/24')}/forwarding"
+
+        def hold_twice(namespace: Namespace) -> str:
+            held = Settings()
+            held.hold(namespace.key, path, "1")
+            write(path, "0")  # as in a new namespace
+            held.hold(namespace.key, path, "1")
+            return read(path)
+
+        assert within(vpc, hold_twice) == "1"
 
     def test_two_enis_on_one_segment(
         self, netns_factory: Namespaces, make: Callable[..., EniDevice], threads: NamespaceThreads
