@@ -57,6 +57,12 @@ class DeviceError(HyperplaneError):
     """The kernel refused something about a device, an address or a route."""
 
 
+class DeviceExists(DeviceError):
+    """A device, a route or a namespace of that name is there already."""
+
+    status = 409
+
+
 class NotATunnel(DeviceError):
     """A descriptor that is no TUN with a virtio_net_hdr."""
 

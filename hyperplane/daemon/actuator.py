@@ -7,6 +7,7 @@ predecessor may have died half way.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -21,7 +22,7 @@ from msgspec.structs import replace
 from hyperplane.control import Attach, MakeEni, RemoveEni, UpdateEni
 from hyperplane.daemon.points import NO_POINTS, CommitPoints
 from hyperplane.daemon.pool import FreshNamespaces
-from hyperplane.errors import HyperplaneError, InvalidValue
+from hyperplane.errors import HyperplaneError, InvalidValue, ResourceConflict
 from hyperplane.ipc.messages import LinkSpec
 from hyperplane.ipc.remote import Link, RemoteEngine
 from hyperplane.linux import tun
@@ -32,6 +33,8 @@ from hyperplane.linux.reaper import Reaper
 from hyperplane.linux.tunnel import Shape, TunnelDevice, make_tunnel
 from hyperplane.model import SecurityGroup
 from hyperplane.resources import Eni
+
+_Place = tuple[Key, str]  # a namespace, and the name of a device in it
 
 ENDED_WITHIN: Final = 2.0  # seconds in which the sweep ends the flows of a tunnel that drains by resets
 
@@ -65,6 +68,8 @@ class Actuator:
         self._fresh = fresh
         self._point = point
         self._enis: dict[str, EniDevice] = {}
+        self._lock = threading.Lock()
+        self._given: dict[_Place, str] = {}  # devices that came by a descriptor, and the environment that each is of
 
     # ENIs
 
@@ -188,12 +193,30 @@ class Actuator:
         self._point("tunnel device made")
         asking = time.perf_counter()
         try:
+            if device.namespace is None:
+                self.recall(environment.id, device.fd)
             self._engine.add(tunnel_spec(action), device.fd)
         except BaseException as error:
+            self._forget(environment.id, device.fd)
             raise HalfWay(error, self.discard(device, fresh=action.fresh)) from None
         engine = time.perf_counter() - asking
         self._point("tunnel told")
         return Attached(device, begun, engine)
+
+    def recall(self, environment: str, fd: int) -> None:
+        """The device that was handed in for this environment. Raises ResourceConflict when another one has it too: each
+        would read some of its packets."""
+        place = _place(fd)
+        if place is None:  # it is gone: the engine says so
+            return
+        with self._lock:
+            holder = self._given.get(place, environment)
+            link = self._engine.link(holder) if holder != environment else None
+            if link and _place(link.fd) == place:
+                message = f"device {place[1]} is the tunnel of environment {holder} already"
+                remedy = "delete that one first, or open another TUN"
+                raise ResourceConflict(message, resource=place[1], remedy=remedy, field="descriptor")
+            self._given[place] = environment
 
     def discard(self, device: TunnelDevice, *, fresh: bool) -> Future[None]:
         """A device that the engine does not have, and its namespace when that is fresh."""
@@ -212,6 +235,7 @@ class Actuator:
         """Removes the tunnel, and the namespace, a fresh one ("": none); whatever of it there is. What is returned is
         done when the device is gone. Raises EngineError, DeviceError, PermissionMissing."""
         fd = self._engine.remove(environment)
+        self._forget(environment, fd)
         self._point("tunnel removed")
         try:
             if namespace:
@@ -224,6 +248,13 @@ class Actuator:
         """Of the environment's link."""
         link = self._engine.link(environment)
         return link.number if link else None
+
+    def _forget(self, environment: str, fd: int) -> None:
+        """What recall() has noted."""
+        if self._given and fd >= 0 and (place := _place(fd)):
+            with self._lock:
+                if self._given.get(place) == environment:
+                    del self._given[place]
 
     def _check(self, further: Callable[[Namespace], None] | None, namespace: Namespace) -> None:
         if namespace.key == self._threads.home:
@@ -273,6 +304,19 @@ def shape_of(action: Attach) -> Shape:
 def rules(groups: tuple[SecurityGroup, ...]) -> tuple[str, ...]:
     """What all of them allow together, as the engine is told it."""
     return tuple(dict.fromkeys(str(rule) for group in groups for rule in group.rules))
+
+
+def _place(fd: int) -> _Place | None:
+    """The device behind a descriptor; None when it is gone."""
+    try:
+        name, _ = tun.device_of(fd)
+        namespace = tun.namespace_of(fd)
+    except OSError:
+        return None
+    try:
+        return key_of(namespace), name
+    finally:
+        os.close(namespace)
 
 
 def namespace_key(link: Link) -> Key | None:

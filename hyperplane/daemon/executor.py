@@ -198,8 +198,9 @@ class Executor:
             self.lose_eni(eni, f"the VPC's {error.message}")
 
     async def _update_eni(self, action: UpdateEni) -> None:
+        """Until it is done, and should the engine hang, packets are judged by the rules of before."""
         try:
-            await self._turns.run(self._actuator.update_eni, action)
+            await self._turns.insist(f"rules of {action.eni.id}", self._actuator.update_eni, action, about=EngineError)
         except HyperplaneError as error:
             log.error("rules could not be changed", eni=action.eni.id, error=str(error))
 
@@ -247,7 +248,13 @@ class Executor:
         )
         self._point("start attached")
         self._starts.pop(id_, None)
-        _answer(start.answer, self.ledger.control.find("environment", id_, None))
+        current = self.ledger.control.find("environment", id_, None)
+        if current is not None and current.state is EnvironmentState.ATTACHED:
+            _answer(start.answer, current)
+        elif not start.answer.done():
+            message = f"environment {action.environment.name} was ended while it was being attached"
+            remedy = f"`hyperplane-nat environment show {id_}` says why"
+            start.answer.set_exception(ResourceConflict(message, resource=id_, remedy=remedy))
 
     def reattach(self, environment: Environment, closing: asyncio.Future[None] | None) -> None:
         """For one that lost its device while its namespace lives. closing: done when the old device is gone."""
@@ -367,10 +374,10 @@ class Executor:
 
     def _all_closed(self, number: int) -> bool:
         try:
-            flows = self._reader().flows(tunnel=number)
+            flows = self._reader().scan(tunnel=number)
+            return all(flow.state in (FlowState.CLOSING, FlowState.RESET) for flow in flows)
         except EngineError:
             return False
-        return all(flow.state in (FlowState.CLOSING, FlowState.RESET) for flow in flows)
 
     def _flows(self, number: int | None) -> int:
         try:

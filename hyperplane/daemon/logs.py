@@ -7,6 +7,7 @@ import sys
 from typing import Final
 
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
 
 from hyperplane.daemon.options import LogFormat
 from hyperplane.errors import InvalidValue
@@ -40,3 +41,18 @@ def configure(log_format: LogFormat, level: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    logging.basicConfig(handlers=[_Libraries()], level=logging.WARNING, force=True)
+
+
+class _Libraries(logging.Handler):
+    """What libraries say by Python's own logging goes the same way, so that each line of the log is one event."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log = structlog.get_logger()
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):  # the client's fault, and told to it
+            log.info("what was sent is no HTTP", error=" ".join(str(error).split())[:200])
+        elif record.levelno >= logging.ERROR:
+            log.error("a library failed", library=record.name, message=record.getMessage(), exc_info=error)
+        else:
+            log.warning("a library warned", library=record.name, message=record.getMessage())

@@ -5,9 +5,9 @@ The methods block: for threads. What they need of control is asked for before, i
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 from msgspec.structs import replace
@@ -101,14 +101,15 @@ class Looker:
             if link is None:
                 return []
             number = link.number
-        found = (one for one in self._supervisor.reader.flows(tunnel=number) if one.id & NUMBER > after)
-        return heapq.nsmallest(limit, filter(wanted, found), key=lambda flow: flow.id & NUMBER)
+        if after >= NUMBER:
+            return []
+        return list(islice(filter(wanted, self._supervisor.reader.scan(tunnel=number, after=after)), limit))
 
     def flow(self, flow_id: int) -> Flow:
         """Raises ResourceNotFound."""
-        for flow in self._supervisor.reader.flows():
-            if flow.id == flow_id:
-                return flow
+        flow = next(self._supervisor.reader.scan(after=(flow_id & NUMBER) - 1), None)
+        if flow and flow.id == flow_id:
+            return flow
         remedy = "list the flows: it may have ended"
         raise ResourceNotFound(f"no flow {flow_id}", resource=str(flow_id), remedy=remedy)
 

@@ -45,10 +45,12 @@ def run(options: DaemonOptions, point: CommitPoints = NO_POINTS) -> int:
         check_privileges()
         with ExitStack() as undo:
             make_directory(places.run, undo)
-            with locked(places):
+            with locked(places.lock, places.instance, f"a daemon of instance {places.instance} runs already"):
                 make_directory(places.state, undo, 0o700)
-                uvloop.run(_serve(options, places, gid, point))
-                undo.pop_all()  # the engine goes on in them
+                state = str(places.state)
+                with locked(places.state_lock, state, f"a daemon with another run directory has {state}"):
+                    uvloop.run(_serve(options, places, gid, point))
+                    undo.pop_all()  # the engine goes on in them
         return 0
     except HyperplaneError as error:
         print(f"hyperplane-nat: {error}", file=sys.stderr, flush=True)
@@ -121,21 +123,23 @@ def make_directory(path: Path, undo: ExitStack, mode: int = 0o755) -> None:
 
 
 @contextmanager
-def locked(places: Places) -> Iterator[None]:
-    """Holds the instance: the lock ends with the process, however that ends. Raises AlreadyRunning, DeviceError."""
+def locked(path: Path, what: str, problem: str) -> Iterator[None]:
+    """Holds the file, and with it what it stands for: the lock ends with the process, however that ends. problem: that
+    another has it. Raises AlreadyRunning, DeviceError.
+    """
     try:
-        fd = os.open(places.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        message = f"{places.lock} cannot be opened: {error.strerror}"
-        raise DeviceError(message, resource=str(places.lock), remedy="run as root") from None
+        message = f"{path} cannot be opened: {error.strerror}"
+        raise DeviceError(message, resource=str(path), remedy="run as root") from None
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
-            message = f"a daemon of instance {places.instance} runs already (pid {holder or 'unknown'})"
+            message = f"{problem} (pid {holder or 'unknown'})"
             remedy = "stop it, or give this one another --instance"
-            raise AlreadyRunning(message, resource=places.instance, remedy=remedy) from None
+            raise AlreadyRunning(message, resource=what, remedy=remedy) from None
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield

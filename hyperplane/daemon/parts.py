@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
 from random import SystemRandom
 from typing import Final, Self
@@ -23,6 +24,7 @@ from hyperplane.daemon.reconcile import Reconciler, boot_id
 from hyperplane.daemon.service import Service
 from hyperplane.daemon.supervisor import Supervisor
 from hyperplane.errors import HyperplaneError
+from hyperplane.ipc.remote import RemoteEngine
 from hyperplane.linux.namespaces import NamespaceThreads, raise_descriptor_limit
 from hyperplane.linux.reaper import Reaper
 from hyperplane.linux.settings import SETTINGS
@@ -92,6 +94,10 @@ class Daemon:
         if not adopted:
             stack.push_async_callback(self._end_engine, supervisor)
         log.info("engine adopted" if adopted else "engine started", pid=supervisor.remote.pid)
+        lost = store.begun and not store.notices
+        about_engine = tuple(_about_engine(supervisor.remote, options.engine, store_lost=lost))
+        for notice in about_engine:
+            log.warning(notice)
 
         fresh = FreshNamespaces(places.mark, threads, reaper)
         actuator = Actuator(supervisor.remote, threads, reaper, fresh, self._point)
@@ -121,7 +127,7 @@ class Daemon:
             supervisor=supervisor,
             descriptors=descriptors,
             pool=pool,
-            notices=store.notices,
+            notices=(*store.notices, *about_engine),
             point=self._point,
         )
         self._reconciler = reconciler
@@ -144,6 +150,16 @@ class Daemon:
             task = asyncio.get_running_loop().create_task(self._reconciler.on_request())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+
+def _about_engine(engine: RemoteEngine, wanted: Mapping[str, object], *, store_lost: bool) -> Iterator[str]:
+    """What the operator should know about an engine that was adopted. wanted: the options for a new one."""
+    config = engine.config
+    if other := sorted(name for name, value in wanted.items() if config.get(name, value) != value):
+        has = ", ".join(f"{name} {config[name]} instead of {wanted[name]}" for name in other)
+        yield f"the engine that runs has {has}; `hyperplane-nat stop --engine`, then a new start, changes that"
+    if store_lost and engine.links():
+        yield "the database began anew: what the engine does for others is left alone until POST /v1/reconcile"
 
 
 def _engine_error(error: HyperplaneError) -> None:

@@ -71,6 +71,11 @@ class Places:
         return self.run / "daemon.lock"
 
     @property
+    def state_lock(self) -> Path:
+        """Two daemons with different run directories may have the same state directory."""
+        return self.state / "state.lock"
+
+    @property
     def settings(self) -> Path:
         """What kernel settings were before the daemon changed them: gone after a reboot, as the settings are."""
         return self.run / "settings.json"

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -174,6 +175,8 @@ class Reconciler:
         if not environment.namespace:
             if link is None:
                 return _Found("gone", "its descriptor was lost with the engine")
+            with suppress(ResourceConflict):  # one that an older version let in
+                self._actuator.recall(environment.id, link.fd)
             return _Found("right") if key else _Found("gone", "its device was deleted")
         try:
             with open_namespace(environment.namespace) as namespace:

@@ -197,6 +197,8 @@ class Service:
         reasons = []
         if not self.supervisor.alive:
             reasons.append("no engine runs; engine.log says why")
+        elif trouble := self.supervisor.remote.trouble:
+            reasons.append(trouble)
         if trouble := self.ledger.trouble:
             reasons.append(trouble)
         return Health(

@@ -27,7 +27,7 @@ from hyperplane.errors import EngineError, HyperplaneError
 from hyperplane.ipc.conversation import Conversation
 from hyperplane.ipc.messages import Shutdown
 from hyperplane.ipc.remote import Link, NoMemory, RemoteEngine
-from hyperplane.ipc.transport import ConnectionLost
+from hyperplane.ipc.transport import ConnectionLost, Unresponsive
 from hyperplane.linux.reaper import Reaper
 from hyperplane.resources import Problem
 
@@ -192,6 +192,9 @@ class Supervisor:
         except NoMemory:
             # The daemon that started it died, and with it the last descriptors of the memory that it waits for.
             self._shut_down()
+        except Unresponsive as error:
+            remedy = "see whether it hangs; kill -9 ends it with its connections, then start the daemon"
+            raise EngineError(error.message, resource=error.resource, remedy=remedy) from None
         except ConnectionLost:
             pass  # nobody listens
         self._start(self._options, self._adopt)
@@ -228,8 +231,11 @@ class Supervisor:
                     return connect()
                 except ConnectionLost as error:
                     if child.poll() is not None:
-                        told = _last_line(log, said) or f"it ended with status {child.returncode}"
-                        raise EngineError(f"no engine: {told}", remedy=f"see {log}") from None
+                        if told := _last_line(log, said):
+                            raise EngineError(f"no engine: {told}") from None
+                        raise EngineError(
+                            f"no engine: it ended with status {child.returncode}", remedy=f"see {log}"
+                        ) from None
                     if time.monotonic() > end:
                         raise EngineError(f"the engine does not answer: {error.message}", remedy=f"see {log}") from None
                     time.sleep(LOOK_AGAIN)

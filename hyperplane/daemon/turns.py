@@ -52,14 +52,16 @@ class Turns:
             await asyncio.wrap_future(half.closing)
             raise half.error from None
 
-    async def insist(self, what: str, work: Callable[..., T], *arguments: Any) -> T:
-        """For what must be removed: again and again, until it is."""
+    async def insist(
+        self, what: str, work: Callable[..., T], *arguments: Any, about: type[HyperplaneError] = HyperplaneError
+    ) -> T:
+        """For what must be done: again and again, until it is. about: after which errors; others are raised."""
         wait = RETRY
         while True:
             try:
                 return await self.run(work, *arguments)
-            except HyperplaneError as error:
-                log.error("removal failed, and is tried again", what=what, error=str(error), seconds=wait)
+            except about as error:
+                log.error("it failed, and is tried again", what=what, error=str(error), seconds=wait)
             await asyncio.sleep(wait)
             wait = min(2 * wait, LONGEST_RETRY)
 

@@ -99,13 +99,15 @@ class Handle:
 
     def _flows(self, number: int) -> list[Flow]:
         """All flows, or those of the tunnel with that link number; -1 for all."""
+        return list(self._scan(number, 0))
+
+    def _scan(self, number: int, first: int) -> Iterator[Flow]:
+        """As _flows(), by flow number (id & 0xFFFFFFFF), from the first on; those that nobody asks for cost nothing."""
         records = ffi.new("hp_flow_info[]", ROOM)
-        return [
-            native.flow(records[i], self._names)
-            for count in self._read(lib.hp_flows, ffi.new("uint32_t *"), records)
-            for i in range(count)
-            if number in (-1, records[i].tunnel)
-        ]
+        for count in self._read(lib.hp_flows, ffi.new("uint32_t *", first), records):
+            for i in range(count):
+                if number in (-1, records[i].tunnel):
+                    yield native.flow(records[i], self._names)
 
     def _counters(self, number: int) -> Counters:
         with self._open() as engine:

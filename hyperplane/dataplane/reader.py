@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from hyperplane._native import lib
 from hyperplane.dataplane import checks
@@ -35,7 +35,12 @@ class Reader(Handle):
 
     def flows(self, *, tunnel: int | None = None) -> list[Flow]:
         """All flows, or those of one tunnel."""
-        return self._flows(-1 if tunnel is None else checks.integer("number of a tunnel", tunnel, 0, UINT32))
+        return list(self.scan(tunnel=tunnel))
+
+    def scan(self, *, tunnel: int | None = None, after: int = -1) -> Iterator[Flow]:
+        """As flows(), one after the other, those with a flow number (id & 0xFFFFFFFF) above `after`, in its order."""
+        first = checks.integer("after", after, -1, UINT32 - 1) + 1
+        return self._scan(-1 if tunnel is None else checks.integer("number of a tunnel", tunnel, 0, UINT32), first)
 
     def counters(self, number: int) -> Counters:
         """Counters of one link; EngineError when there is none of that number."""

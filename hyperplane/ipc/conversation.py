@@ -11,7 +11,7 @@ from hyperplane import __version__
 from hyperplane.errors import EngineError, HyperplaneError, PermissionMissing, ProtocolMismatch
 from hyperplane.ipc import messages, transport
 from hyperplane.ipc.messages import VERSION, Answer, Done, Hello, Message, Refused, Welcome
-from hyperplane.ipc.transport import ConnectionLost, Garbled
+from hyperplane.ipc.transport import ConnectionLost, Garbled, Unresponsive
 
 A = TypeVar("A", bound=Answer)
 
@@ -25,7 +25,7 @@ class Conversation:
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises ConnectionLost (nobody listens), PermissionMissing, ProtocolMismatch, EngineError."""
+        """Raises ConnectionLost (nobody listens), Unresponsive, PermissionMissing, ProtocolMismatch, EngineError."""
         self._channel = transport.connect(path, seconds=SECONDS)
         self.pidfd = -1
         self.regions: list[int] = []
@@ -34,6 +34,9 @@ class Conversation:
             # Opened before the answer to Hello: it lived then, so this is its descriptor and not a later process's.
             self.pidfd = _pidfd(self.pid)
             self.welcome, self.regions = self._hello()
+        except Unresponsive:
+            self.close()
+            raise Unresponsive(f"engine {self.pid} does not answer", resource=str(path)) from None
         except BaseException:
             self.close()
             raise

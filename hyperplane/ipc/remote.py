@@ -7,6 +7,7 @@ Calls block; any thread may call, one at a time is served. While the engine is d
 from __future__ import annotations
 
 import os
+import select
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -72,8 +73,8 @@ class RemoteEngine:
     Every method raises EngineError when the engine does not answer, and what the engine raised. config and regions (its
     memory by name; the descriptors are this object's) are the engine's. The callbacks run in the thread that met the
     event, with the lock held, and must not call back: on_memory() when config and regions are new, on_link(number,
-    name) for each link that has come, on_removal(link) for each that remove() has ended, while its counters can be read,
-    on_lost() when the connection broke.
+    name) for each link that has come, on_removal(link) for each that remove() has ended, when its counters can still be
+    read, on_lost() when the connection broke.
     """
 
     def __init__(self, path: Path) -> None:
@@ -112,6 +113,15 @@ class RemoteEngine:
     def generation(self) -> int:
         """Of the state that the engine was given last."""
         return self._generation
+
+    @property
+    def trouble(self) -> str:
+        """Why no call is answered at present, and what to do; "" while the engine is connected, and after close()."""
+        if self._conversation is not None or self._closed:
+            return ""
+        if self.pidfd < 0 or _has_ended(self.pidfd):
+            return "no engine runs; see engine.log; the daemon goes on trying to start one"
+        return f"engine {self.pid} does not answer; if it hangs, kill -9 {self.pid}: another one goes on with its flows"
 
     # Life
 
@@ -266,8 +276,7 @@ class RemoteEngine:
         while self._conversation is None:
             left = end - time.monotonic()
             if self._closed or left <= 0:
-                remedy = "" if self._closed else "see engine.log; the daemon goes on trying to start one"
-                raise EngineError("no engine runs", remedy=remedy)
+                raise EngineError(self.trouble or "no engine runs")
             self._changed.wait(left)
         return self._conversation
 
@@ -399,6 +408,13 @@ class RemoteEngine:
         if self.pidfd >= 0:
             os.close(self.pidfd)
         self.pid, self.pidfd = 0, -1
+
+
+def _has_ended(pidfd: int) -> bool:
+    """Whether the process has; a closed descriptor's has, too."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class _Overtaken(Exception):

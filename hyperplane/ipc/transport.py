@@ -32,6 +32,10 @@ class ConnectionLost(EngineError):
     """The other side has gone."""
 
 
+class Unresponsive(ConnectionLost):
+    """The other side is there, and does not answer in time."""
+
+
 class Channel:
     """One end of a connection. Not thread-safe. A context manager: leaving it closes the socket."""
 
@@ -70,7 +74,7 @@ class Channel:
         try:
             self._socket.sendmsg([data], rights, socket.MSG_NOSIGNAL)
         except BlockingIOError:
-            raise ConnectionLost("the other side does not read") from None
+            raise Unresponsive("the other side does not read") from None
         except OSError as error:
             _lost(error)
 
@@ -84,7 +88,7 @@ class Channel:
             size, ancillary, came, _ = self._socket.recvmsg_into([self._view], ANCILLARY, flags)
         except BlockingIOError:
             if wait:
-                raise ConnectionLost("the other side does not answer") from None
+                raise Unresponsive("the other side does not answer") from None
             return None
         except OSError as error:
             _lost(error)

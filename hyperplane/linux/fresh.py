@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from hyperplane.errors import DeviceError, PermissionMissing
+from hyperplane.errors import DeviceError, DeviceExists, PermissionMissing
 from hyperplane.linux import netlink
 from hyperplane.linux.namespaces import LIBC, NETNS_RUN_DIR, Namespace, NamespaceThreads, key_of
 
@@ -104,6 +104,6 @@ def _refused(name: str, number: int) -> DeviceError | PermissionMissing:
         remedy = f"run as root or with CAP_SYS_ADMIN, with {NETNS_RUN_DIR} writable"
         return PermissionMissing(f"{what} may not be made or deleted", resource=what, remedy=remedy)
     if number == errno.EEXIST:
-        return DeviceError(f"{what} exists already", resource=what, remedy="give another name")
+        return DeviceExists(f"{what} exists already", resource=what, remedy="give another name")
     limit = "fs.mount-max, or disk space below /run" if number in (errno.ENOSPC, errno.ENOMEM) else ""
     return DeviceError(f"{what}: {os.strerror(number)}", resource=what, limit=limit)

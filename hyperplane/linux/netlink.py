@@ -23,7 +23,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from hyperplane.errors import DeviceError, HyperplaneError, PermissionMissing
+from hyperplane.errors import DeviceError, DeviceExists, HyperplaneError, PermissionMissing
 from hyperplane.linux.namespaces import descriptors_exhausted
 
 # linux/netlink.h
@@ -339,6 +339,6 @@ def _refused(device: str, steps: Sequence[str], refusal: Refusal) -> HyperplaneE
         return PermissionMissing(f"device {device}: {step} not permitted", resource=device, remedy=remedy)
     if refusal.errno == errno.EEXIST:
         remedy = "remove it first, or give other routes" if step.startswith("route") else ""
-        return DeviceError(f"device {device}: {step} exists already", resource=device, remedy=remedy)
+        return DeviceExists(f"device {device}: {step} exists already", resource=device, remedy=remedy)
     reason = refusal.text or os.strerror(refusal.errno)
     return DeviceError(f"device {device}: {step} refused: {reason}", resource=device)

@@ -11,7 +11,7 @@ from typing import Final
 
 import pytun  # without type hints: its one class is Any here, and nothing of it leaves open_tun()
 
-from hyperplane.errors import DeviceError, HyperplaneError, InvalidValue, NotATunnel, PermissionMissing
+from hyperplane.errors import DeviceError, DeviceExists, HyperplaneError, InvalidValue, NotATunnel, PermissionMissing
 from hyperplane.linux.namespaces import descriptors_exhausted
 
 # linux/if_tun.h
@@ -138,7 +138,7 @@ def _open_error(device: str, number: int) -> HyperplaneError:
         return PermissionMissing(f"{what} may not be made", resource=what, remedy=remedy)
     if number in (errno.EBUSY, errno.EEXIST):
         remedy = "remove it, or give another device name"
-        return DeviceError(f"{what} exists already in the namespace", resource=what, remedy=remedy)
+        return DeviceExists(f"{what} exists already in the namespace", resource=what, remedy=remedy)
     if number in (errno.EMFILE, errno.ENFILE):
         return descriptors_exhausted(what)
     return DeviceError(f"{what} refused: {os.strerror(number)}", resource=what)

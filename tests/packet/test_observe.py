@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address
+from itertools import islice
+from typing import Any
 
 import msgspec
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 
-from hyperplane.dataplane import FlowState, Reason
+from hyperplane.dataplane import FlowState, Reader, Reason, native
+from hyperplane.errors import InvalidValue
+from hyperplane.model import Flow
 
 from .lab import ENI, GSO_TCPV4, INSIDE, NEEDS_CSUM, SERVER, SERVER2, Lab, Tcp, datagram, ping, syn, udp, vnet
 
@@ -129,6 +133,32 @@ def test_more_flows_than_are_read_at_once(lab: Lab) -> None:
     flows = lab.engine.flows()
     assert sorted(flow.inside_port for flow in flows) == list(range(1, 2501))
     assert len({flow.id for flow in flows}) == 2500
+
+
+def test_a_page_of_flows_costs_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From any place on, in the order of flow numbers; what is not asked for is not looked at."""
+    with Lab(tunnels=2, max_flows=4096) as lab:
+        for port in range(3000):
+            lab.send(lab.tunnels[port % 2], udp(1024 + port, 53))
+        looked: list[int] = []
+        original = native.flow
+
+        def counting(block: Any, names: Any) -> Flow:
+            looked.append(block.id)
+            return original(block, names)
+
+        monkeypatch.setattr(native, "flow", counting)
+        with Reader(lab.engine.config, lab.engine.regions()) as reader:
+            assert [flow.id & 0xFFFFFFFF for flow in islice(reader.scan(after=1999), 3)] == [2000, 2001, 2002]
+            assert [flow.id & 0xFFFFFFFF for flow in islice(reader.scan(), 2)] == [0, 1]
+            number = lab.tunnels[1].number
+            found = list(islice(reader.scan(tunnel=number, after=10), 2))
+            assert [(flow.id & 0xFFFFFFFF, flow.tunnel_number) for flow in found] == [(11, number), (13, number)]
+            assert len(looked) == 7
+            assert list(reader.scan(after=2999)) == []
+            assert list(reader.scan(after=2**32 - 2)) == []
+            with pytest.raises(InvalidValue, match="after"):
+                reader.scan(after=2**32)
 
 
 def test_counters_add_up() -> None:

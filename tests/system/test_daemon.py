@@ -13,6 +13,7 @@ import pytest
 
 from hyperplane.client import Client
 from hyperplane.errors import (
+    DeviceExists,
     FunctionNotActive,
     InvalidValue,
     NamespaceNotFound,
@@ -152,7 +153,7 @@ class TestLifecycle:
         ):
             with pytest.raises(error):
                 await start(client, namespace)
-        with pytest.raises(Exception, match="exists already"):
+        with pytest.raises(DeviceExists, match="eth0 exists already"):
             await start(client, box)
         assert {one.state for one in (await client.list_environments()).items} == {ENDED}
         ip("-n", box, "link", "del", "eth0")
@@ -277,6 +278,10 @@ class TestEnds:
         assert devices(box) == {"lo"}
 
 
+async def start_on(client: Client, fd: int) -> Environment:
+    return await client.start_environment(EnvironmentSpec(function="f", descriptor=await client.send_descriptor(fd)))
+
+
 class TestDescriptors:
     async def test_a_platform_attaches_by_descriptor(self, client: Client, vpc: str, netns_factory: Namespaces) -> None:
         await declare(client, vpc)
@@ -297,6 +302,28 @@ class TestDescriptors:
             assert "tap0" in devices(box)  # it is the platform's
         finally:
             os.close(fd)
+
+    async def test_a_device_is_one_environment_s(
+        self, daemon: TestDaemon, client: Client, vpc: str, netns_factory: Namespaces
+    ) -> None:
+        """Handed in twice, it would give each environment some of its packets. Also after a restart of the daemon."""
+        await declare(client, vpc)
+        fd = call_in(netns_factory("box"), lambda: open_tun("tap0"))
+        other = call_in(netns_factory("other"), lambda: open_tun("tap0"))
+        try:
+            first = await start_on(client, fd)
+            with pytest.raises(ResourceConflict, match=f"tap0 is the tunnel of environment {first.id} already"):
+                await start_on(client, fd)
+            await start_on(client, other)
+            daemon.kill()
+            daemon.start()
+            with pytest.raises(ResourceConflict, match="tap0 is the tunnel"):
+                await start_on(client, fd)
+            await client.end_environment(first.id)
+            assert await start_on(client, fd)
+        finally:
+            os.close(fd)
+            os.close(other)
 
     async def test_what_is_no_tun_is_refused(self, client: Client) -> None:
         read, write = os.pipe()

@@ -27,7 +27,7 @@ from hyperplane.resources import (
 )
 
 from . import traffic
-from .daemons import RESERVED, SERVER, SUBNET, TestDaemon, active, declare, in_state, start, until
+from .daemons import RESERVED, SERVER, SMALL, SUBNET, TestDaemon, active, declare, in_state, start, until
 from .sockets import call_in
 from .support import Namespaces, devices, eventually, ip, ip_json, namespaces, wait_until
 
@@ -94,6 +94,17 @@ async def test_a_hundred_environments_are_adopted_in_a_second(daemon: TestDaemon
         assert (await client.reconcile()).changes == ()
         assert (await client.status()).resources["environment"] == {"attached": len(made)}
     assert seconds < 5  # of which most is Python's own start, on a busy machine
+
+
+async def test_an_engine_with_other_options_is_adopted_and_said(daemon: TestDaemon, vpc: str) -> None:
+    async with daemon.client() as client:
+        assert (await client.status()).notices == ()
+        daemon.kill()
+        daemon.start(engine={**SMALL, "max_flows": 4096})
+        (notice,) = (await client.status()).notices
+        assert "has max_flows 8192 instead of 4096" in notice
+        assert "stop --engine" in notice
+        assert notice in daemon.log
 
 
 async def test_what_went_away_meanwhile_has_ended(daemon: TestDaemon, vpc: str, netns_factory: Namespaces) -> None:
@@ -267,6 +278,25 @@ async def test_a_damaged_database_is_kept_and_said(daemon: TestDaemon, vpc: str,
             await traffic.transfer(pair.client, pair.server, 100_000, 1)
             assert {change.action for change in (await client.reconcile()).changes} == {"delete"}
     wait_until(lambda: devices(box) == {"lo"})
+
+
+async def test_a_database_that_was_lost_ends_no_connection(
+    daemon: TestDaemon, vpc: str, netns_factory: Namespaces
+) -> None:
+    box = netns_factory("box")
+    async with daemon.client() as client:
+        await declare(client, vpc)
+        await start(client, box)
+    daemon.kill()
+    for file in daemon.places.state.glob("state.db*"):
+        file.unlink()
+    async with traffic.connection(box, vpc, SERVER) as pair:
+        daemon.start()
+        async with daemon.client() as client:
+            (notice,) = (await client.status()).notices
+            assert "left alone" in notice
+            await traffic.transfer(pair.client, pair.server, 100_000, 1)
+            assert {change.action for change in (await client.reconcile()).changes} == {"delete"}
 
 
 async def test_settings_are_set_back_by_a_successor(daemon: TestDaemon, vpc: str) -> None:

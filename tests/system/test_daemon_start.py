@@ -46,9 +46,23 @@ def test_one_daemon_of_an_instance(daemon: TestDaemon) -> None:
     first = daemon.process
     assert first
     line = daemon.refused()
-    assert f"runs already (pid {first.pid})" in line
+    assert line.startswith(f"hyperplane-nat: a daemon of instance default runs already (pid {first.pid}); ")
     assert "--instance" in line
     assert first.poll() is None
+    daemon.process = first
+
+
+def test_one_daemon_of_a_state_directory(daemon: TestDaemon) -> None:
+    """With a run directory of its own, it would do what the first one has done once more, by the same records."""
+    daemon.start()
+    first = daemon.process
+    assert first
+    line = daemon.refused(run_dir=str(daemon.directory / "other"))
+    problem = f"a daemon with another run directory has {daemon.places.state} (pid {first.pid})"
+    assert line.startswith(f"hyperplane-nat: {problem}; ")
+    assert "--instance" in line
+    assert first.poll() is None
+    assert left(daemon) == ["run", "state"]
     daemon.process = first
 
 

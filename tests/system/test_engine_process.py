@@ -479,6 +479,27 @@ async def test_another_version(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -
         one.remote.start()
 
 
+async def test_an_engine_that_hangs(run_dir: Path, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that starts says who does not answer; one that runs too, and what to do."""
+    monkeypatch.setattr(conversation, "SECONDS", 0.2)
+    async with supervised(run_dir) as one:
+        pid = one.remote.pid
+        one.remote.patience = 0.2
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(EngineError, match=f"engine {pid} does not answer; if it hangs, kill -9 {pid}"):
+                await asyncio.to_thread(one.remote.start)
+            assert f"engine {pid} does not answer" in one.remote.trouble
+            assert one.alive
+            other = Supervisor(run_dir=run_dir)
+            with pytest.raises(EngineError, match=f"engine {pid} does not answer; see whether it hangs"):
+                await other.start()
+            await other.stop()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await eventually(lambda: not one.remote.trouble, what="the connection")
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

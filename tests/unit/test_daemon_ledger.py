@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from ipaddress import IPv4Network
 from random import Random
-from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -14,35 +12,7 @@ from hyperplane.control import Action, Control, MakeEni
 from hyperplane.daemon.ledger import Ledger
 from hyperplane.errors import InvalidVpc, StoreError
 from hyperplane.resources import EniState, FunctionSpec, SecurityGroupSpec, SubnetSpec, VpcSpec
-from hyperplane.store import Change, Record
-
-
-class Memory:
-    """A store that refuses when it is told to."""
-
-    notices = ()
-    begun = True
-    meta = MappingProxyType[str, str]({})
-
-    def __init__(self) -> None:
-        self.kept: dict[str, Any] = {}
-        self.refuses = False
-
-    def set_meta(self, key: str, value: str) -> None: ...
-
-    def load(self) -> list[Record]:
-        return []
-
-    def commit(self, changes: Iterable[Change]) -> None:
-        if self.refuses:
-            raise StoreError("the disk is full")
-        for change in changes:
-            if change.resource is None:
-                self.kept.pop(change.id, None)
-            else:
-                self.kept[change.id] = change.resource
-
-    def close(self) -> None: ...
+from tests.unit.store_support import Memory
 
 
 class Desk:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hyperplane.errors import DeviceError, InvalidValue, NotATunnel
+from hyperplane.errors import DeviceError, DeviceExists, InvalidValue, NotATunnel
 
 
 def test_one_line_with_all_that_helps() -> None:
@@ -16,3 +16,5 @@ def test_nothing_is_said_twice() -> None:
 def test_who_catches_what() -> None:
     assert isinstance(InvalidValue("x"), ValueError)
     assert isinstance(NotATunnel("x"), DeviceError)
+    assert isinstance(DeviceExists("x"), DeviceError)
+    assert (DeviceError.status, DeviceExists.status) == (500, 409)

@@ -30,7 +30,7 @@ from hyperplane.errors import (
     PermissionMissing,
     ProtocolMismatch,
 )
-from hyperplane.ipc import messages, table
+from hyperplane.ipc import conversation, messages, table
 from hyperplane.ipc.conversation import Conversation
 from hyperplane.ipc.messages import (
     MOST_BYTES,
@@ -52,7 +52,7 @@ from hyperplane.ipc.messages import (
 )
 from hyperplane.ipc.remote import NoMemory, RemoteEngine
 from hyperplane.ipc.table import LinkTable
-from hyperplane.ipc.transport import Channel, ConnectionLost
+from hyperplane.ipc.transport import Channel, ConnectionLost, Unresponsive
 from hyperplane.linux.privileges import drop_privileges
 from hyperplane.linux.reaper import Reaper
 
@@ -551,6 +551,32 @@ def test_a_call_without_an_engine(run_dir: Path) -> None:
     with pytest.raises(EngineError, match="no engine runs"):
         remote.remove("x")
     remote.close()
+
+
+def test_an_engine_that_hangs_is_told_from_one_that_is_dead(path: Path) -> None:
+    remote = RemoteEngine.connect(path)
+    assert remote.trouble == ""
+    with Raw(path) as other:
+        other.hello()
+    with pytest.raises(EngineError, match=rf"engine {os.getpid()} does not answer; .*kill -9 {os.getpid()}"):
+        remote.start()  # its connection is over, and nobody makes another one
+    assert "does not answer" in remote.trouble
+    assert remote.adopt() is False
+    assert remote.trouble == ""
+    remote.close()
+
+
+def test_an_engine_that_never_answers(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "SECONDS", 0.05)
+    silence = threading.Event()
+
+    def say_nothing(_: Channel) -> None:
+        silence.wait(5.0)
+
+    with acting(run_dir, say_nothing) as path:
+        with pytest.raises(Unresponsive, match=f"engine {os.getpid()} does not answer"):
+            RemoteEngine.connect(path)
+        silence.set()
 
 
 def test_a_call_whose_engine_goes_away_waits_for_it_to_come_back(path: Path) -> None:

@@ -76,7 +76,8 @@ def test_every_event_is_described(level: str, event: str) -> None:
 
 def test_files_variables_and_limits() -> None:
     found = places.Places("x", Path("/run/hyperplane-nat"), Path("/var/lib/hyperplane-nat"))
-    for path in (found.api, found.descriptors, found.engine, found.lock, found.engine_log, found.settings):
+    documented = (found.api, found.descriptors, found.engine, found.lock, found.state_lock, found.engine_log)
+    for path in (*documented, found.settings):
         assert f"/{path.name}`" in TEXT, path
     assert f"`{places.STATE_DIR}/INSTANCE/{found.database.name}`" in TEXT
     for path in SOURCES.rglob("*.py"):
