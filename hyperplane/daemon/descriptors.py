@@ -163,7 +163,11 @@ class Descriptors:
         if len(self._waiting) >= self._most:
             limit = f"{self._most} descriptors that wait to be used"
             raise TooManyRequests("too many descriptors wait", resource="descriptor", limit=limit, remedy="try later")
-        device = take_tunnel(fds[0])
+        try:
+            device = take_tunnel(fds[0])
+        except HyperplaneError as error:  # its number here tells the sender nothing
+            message = error.message.replace(f"descriptor {fds[0]}", "the descriptor")
+            raise type(error)(message, resource="descriptor", remedy=error.remedy) from None
         token = secrets.token_hex(16)
         self._waiting[token] = _Waiting(device, uid, self._loop.call_later(self._lifetime, self._expire, token))
         return token

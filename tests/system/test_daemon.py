@@ -328,7 +328,7 @@ class TestDescriptors:
     async def test_what_is_no_tun_is_refused(self, client: Client) -> None:
         read, write = os.pipe()
         try:
-            with pytest.raises(NotATunnel):
+            with pytest.raises(NotATunnel, match=r"^the descriptor is no TUN device; give"):
                 await client.send_descriptor(read)
         finally:
             os.close(read)
