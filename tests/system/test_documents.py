@@ -26,8 +26,6 @@ from pathlib import Path
 
 import pytest
 
-from hyperplane.cli.commands import group
-
 from .support import DEADLINE, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -193,15 +191,6 @@ def test_commands_do_what_the_document_shows(document: str, shell: Shell, tmp_pa
             expected = re.match(r"\s*[^\n]*\n\n```text\n(.*?)^```$", text[block.end() :], re.DOTALL | re.MULTILINE)
             check(shell, Step(f"python {program}", tuple(expected[1].splitlines()) if expected else ()))
     shell.run("jobs -p | xargs -r kill")
-
-
-def test_the_reference_names_every_option() -> None:
-    text = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
-    for name, command in group.commands.items():
-        section = re.split(r"^## ", text, flags=re.MULTILINE)
-        (mine,) = [part for part in section if part.startswith(f"{name}\n")]
-        documented = set(re.findall(r"^\| `(--[\w-]+)", mine, re.MULTILINE))
-        assert documented == {option.opts[0] for option in command.params}, f"options of {name}"
 
 
 @pytest.mark.parametrize("document", ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))])
