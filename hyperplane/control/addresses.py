@@ -35,7 +35,10 @@ def first_host(cidr: IPv4Network) -> IPv4Address:
 def allocate(state: State, vpc: Vpc, subnet: Subnet, now: float) -> IPv4Address:
     """The first address of the subnet that is free; the caller gives it to an ENI. Raises SubnetOutOfIPAddresses."""
     namespace = namespace_key(vpc.namespace)
-    taken = {int(IPv4Address(text)) for text in _taken(state, subnet, now)}
+    still = _taken(state, subnet, now)
+    if len(still) < len(state.internals(subnet.id).get("taken", {})):
+        mark_taken(state, subnet, (), now)  # without those that may be tried again
+    taken = {int(IPv4Address(text)) for text in still}
     gateway = int(subnet.gateway)
     for low, high in _gaps(subnet.cidr, subnet.reserved):
         for number in range(low, high + 1):

@@ -35,5 +35,7 @@ def _references(one: Resource) -> Iterator[str]:
             yield from (one.vpc, *one.subnets, *one.security_groups, *one.enis)
         case Eni() if one.state is not EniState.DELETING:
             yield from (one.vpc, one.subnet, *one.security_groups)
+        case Environment() if one.state is EnvironmentState.DETACHING:
+            yield one.function  # its ENI may be lost already
         case Environment() if one.state is not EnvironmentState.ENDED:
             yield from (one.function, one.eni)

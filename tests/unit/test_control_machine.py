@@ -428,5 +428,5 @@ def indices(control: Control) -> dict[Any, set[str]]:
 
 TestPlane = Plane.TestCase
 TestPlane.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
