@@ -187,7 +187,8 @@ def test_a_file_that_the_user_makes_is_theirs(api: Api, tmp_path: Path) -> None:
 
 def test_it_starts_with_signals_as_any_command_does(api: Api) -> None:
     lines = run("grep", "^Sig[BI]", "/proc/self/status").stdout.split()
-    assert set(lines[1::2]) == {"0000000000000000"}
+    # But for 32 and 33, which are glibc's own (nptl(7)): timeout(1), for one, passes them on ignored.
+    assert {int(mask, 16) & ~(3 << 31) for mask in lines[1::2]} == {0}
 
 
 # Status
