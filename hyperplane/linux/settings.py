@@ -49,13 +49,13 @@ class Settings:
     def hold(self, key: Key, path: str, value: str) -> None:
         """Sets it, until as many release(). Raises DeviceError, PermissionMissing.
 
-        One that is held may have another value: somebody has set it, or the namespace is a new one with the key of one
-        that went away without a release().
+        One that is held but has another value begins anew: somebody has set it, or the namespace is a new one with the
+        key of one that went away without a release().
         """
         with self._lock:
             was = read(path)
             held = self._held.get((key, path))
-            if held is None:
+            if held is None or was != held.value:
                 held = self._held[key, path] = _Held(0, value, self._inherited.pop((key, path), was))
             if was != value:
                 self._write_journal()

@@ -103,9 +103,11 @@ class TestEni:
             held.hold(namespace.key, path, "1")
             write(path, "0")  # as in a new namespace
             held.hold(namespace.key, path, "1")
-            return read(path)
+            before = read(path)
+            held.release(namespace.key, path, restore=True)
+            return f"{before} {read(path)}"
 
-        assert within(vpc, hold_twice) == "1"
+        assert within(vpc, hold_twice) == "1 0"
 
     def test_two_enis_on_one_segment(
         self, netns_factory: Namespaces, make: Callable[..., EniDevice], threads: NamespaceThreads
