@@ -50,6 +50,7 @@ from hyperplane.ipc.transport import Channel, ConnectionLost, Garbled
 from hyperplane.linux.namespaces import raise_descriptor_limit
 from hyperplane.linux.privileges import drop_privileges, lift_memory_limit
 from hyperplane.linux.reaper import Reaper
+from hyperplane.linux.sockets import OWNER_ONLY, bind
 
 SOCKET: Final = "engine.sock"
 AT_ONCE: Final = 64  # messages of one connection before the others get their turn
@@ -297,15 +298,12 @@ def _listener(path: Path) -> Iterator[socket.socket]:
             raise AlreadyRunning(
                 f"an engine listens on {path}", remedy="let the daemon adopt it, or give another instance (--instance)"
             )
-        before = os.umask(0o177)
         try:
             path.unlink(missing_ok=True)
-            found.bind(os.fspath(path))
+            bind(found, path, OWNER_ONLY)
         except OSError as error:
             remedy = "remove what is there, and run as the user whom the directory belongs to"
             raise EngineError(f"{path} cannot be made: {error.strerror}", resource=str(path), remedy=remedy) from None
-        finally:
-            os.umask(before)
         found.listen(MOST_STRANGERS)
         found.setblocking(False)
         listening = found.dup()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-import struct
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from ipaddress import IPv4Network
@@ -19,11 +18,11 @@ from hyperplane.api.metrics import Metrics
 from hyperplane.api.routes import LIMIT, MOST_DRAIN, PROMETHEUS, Route
 from hyperplane.api.service import FlowQuery, Peer, ServiceProtocol
 from hyperplane.errors import InvalidValue
+from hyperplane.linux.sockets import peer_credentials
 from hyperplane.model import Drop, Flow, FlowState
 from hyperplane.resources import DEFAULT_ACCOUNT, EndEnvironment, from_json
 
 BODY_PATIENCE: Final = 30.0  # seconds until a body has come
-_UCRED: Final = struct.Struct("3i")  # unix(7), SO_PEERCRED
 _NUMBER: Final = re.compile(r"[0-9]{1,20}", re.ASCII)
 Query = Mapping[str, Any]
 Handler = Callable[[Route, web.Request, Query], Awaitable[web.Response]]
@@ -158,11 +157,7 @@ async def body(request: web.Request, kind: Any) -> Any:
             data = await request.read()
     except TimeoutError:
         raise web.HTTPRequestTimeout from None
-    try:
-        return from_json(data, kind)
-    except UnicodeDecodeError as error:
-        message = f"the body is not UTF-8: {error.reason} at byte {error.start}"
-        raise InvalidValue(message, resource="body", remedy="send JSON in UTF-8") from None
+    return from_json(data, kind)
 
 
 def peer(request: web.Request) -> Peer:
@@ -170,8 +165,8 @@ def peer(request: web.Request) -> Peer:
     sock = transport.get_extra_info("socket") if transport else None
     if sock is None or sock.family != socket.AF_UNIX:
         return Peer()
-    pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return Peer(uid, gid, pid)
+    found = peer_credentials(sock)
+    return Peer(found.uid, found.gid, found.pid)
 
 
 def _account(query: Query) -> str:

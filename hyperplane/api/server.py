@@ -12,8 +12,8 @@ from typing import Final
 from aiohttp import web
 
 from hyperplane.errors import AlreadyRunning, InvalidValue, PermissionMissing
+from hyperplane.linux.sockets import OWNER_AND_GROUP, bind
 
-UMASK: Final = 0o117  # the socket is made 0660: there is no moment in which others may connect
 BACKLOG: Final = 1024
 SHUTDOWN_PATIENCE: Final = 5.0  # seconds for requests that are being answered
 KEEPALIVE: Final = 300.0  # seconds that an idle connection stays
@@ -50,11 +50,7 @@ def listen(path: Path, group: str | int | None) -> tuple[socket.socket, int]:
     _clear(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        mask = os.umask(UMASK)
-        try:
-            listener.bind(os.fspath(path))
-        finally:
-            os.umask(mask)
+        bind(listener, path, OWNER_AND_GROUP)
         if gid is not None:
             os.chown(path, -1, gid)
         return listener, path.stat().st_ino

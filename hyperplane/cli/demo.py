@@ -30,7 +30,7 @@ from hyperplane.cli.demo_servers import (
 from hyperplane.cli.demo_text import Attempt, Fetched, JsonTeller, Met, Spoken, TextTeller
 from hyperplane.cli.demo_veth import Router
 from hyperplane.cli.loop import whole
-from hyperplane.cli.render import Attached
+from hyperplane.cli.render import Attached, boot_time
 from hyperplane.client import Client
 from hyperplane.errors import HyperplaneError
 from hyperplane.model import Drop, Flow
@@ -197,11 +197,6 @@ async def _all(jobs: Iterable[Awaitable[Any]]) -> list[Any]:
         if isinstance(result, BaseException):
             raise result
     return results
-
-
-def boot_time() -> int:
-    """CLOCK_BOOTTIME in milliseconds, the clock of flows."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
 def _is_about(drop: Drop, address: str, port: int) -> bool:

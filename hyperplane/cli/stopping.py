@@ -6,15 +6,12 @@ import os
 import select
 import signal
 import socket
-import struct
 import time
 from pathlib import Path
-from typing import Final
 
 from hyperplane.daemon.places import Places
 from hyperplane.errors import HyperplaneError, PermissionMissing
-
-CREDENTIALS: Final = struct.Struct("3i")  # struct ucred, unix(7)
+from hyperplane.linux.sockets import peer_credentials
 
 
 def run(places: Places, *, engine: bool, timeout: float) -> int:
@@ -41,9 +38,7 @@ def owner(path: Path, kind: socket.SocketKind) -> int:
             raise PermissionMissing(f"{path} may not be opened", resource=str(path), remedy=remedy) from None
         except OSError:
             return 0
-        found = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-    pid: int = CREDENTIALS.unpack(found)[0]
-    return pid
+        return peer_credentials(asking).pid
 
 
 def _end(what: str, pid: int, end: float) -> None:

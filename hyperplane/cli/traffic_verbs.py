@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,11 +21,11 @@ def flows(caller: Caller, filters: Mapping[str, Any], *, quiet: bool) -> int:
         elif caller.as_json:
             print_json(found)
         elif found:
-            from hyperplane.cli.render import flow_table
+            from hyperplane.cli.render import boot_time, flow_table
 
             console, names = caller.console(), Names(client)
             named = [msgspec.structs.replace(flow, tunnel=names.of("environment", flow.tunnel)) for flow in found]
-            console.print(flow_table(named, _now(), len(named), console.width))
+            console.print(flow_table(named, boot_time(), len(named), console.width))
         else:
             print("no flows")
     return 0
@@ -38,11 +37,11 @@ def show_flow(caller: Caller, flow_id: int) -> int:
         if caller.as_json:
             print_json(flow)
         else:
-            from hyperplane.cli.render import flow_table
+            from hyperplane.cli.render import boot_time, flow_table
 
             named = msgspec.structs.replace(flow, tunnel=Names(client).of("environment", flow.tunnel))
             console = caller.console()
-            console.print(flow_table([named], _now(), 1, console.width))
+            console.print(flow_table([named], boot_time(), 1, console.width))
     return 0
 
 
@@ -52,16 +51,11 @@ def drops(caller: Caller, filters: Mapping[str, Any]) -> int:
         if caller.as_json:
             print_json(found)
         elif found:
-            from hyperplane.cli.render import drop_table
+            from hyperplane.cli.render import boot_time, drop_table
 
             names = Names(client)
             named = [msgspec.structs.replace(drop, link=names.of("environment", drop.link)) for drop in found]
-            caller.console().print(drop_table(named, _now()))
+            caller.console().print(drop_table(named, boot_time()))
         else:
             print("no dropped packets are remembered")
     return 0
-
-
-def _now() -> int:
-    """CLOCK_BOOTTIME in milliseconds, the clock of flows and drops."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000

@@ -12,7 +12,6 @@ import asyncio
 import os
 import secrets
 import socket
-import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +30,13 @@ from hyperplane.errors import (
 )
 from hyperplane.ipc.messages import problem
 from hyperplane.linux.reaper import Reaper
+from hyperplane.linux.sockets import OWNER_AND_GROUP, bind, peer_credentials
 from hyperplane.linux.tunnel import TunnelDevice, take_tunnel
 
 MOST_WAITING: Final = 256
 LIFETIME: Final = 30.0  # seconds
 MOST_CONNECTIONS: Final = 256
 LONGEST_REQUEST: Final = 4096
-UCRED: Final = struct.Struct("3i")
 
 
 @dataclass(slots=True)
@@ -65,11 +64,7 @@ class Descriptors:
         try:
             with suppress(FileNotFoundError):
                 path.unlink()
-            mask = os.umask(0o117)
-            try:
-                listener.bind(os.fspath(path))
-            finally:
-                os.umask(mask)
+            bind(listener, path, OWNER_AND_GROUP)
             if gid is not None:
                 os.chown(path, -1, gid)
             listener.listen(64)
@@ -145,7 +140,7 @@ class Descriptors:
                 self._leave(client)
                 return
             try:
-                answer = msgspec.json.encode({"descriptor": self._keep(fds, _uid_of(client))})
+                answer = msgspec.json.encode({"descriptor": self._keep(fds, peer_credentials(client).uid)})
             except HyperplaneError as error:
                 answer = msgspec.json.encode(problem(error))
         finally:
@@ -188,9 +183,3 @@ def _receive(client: socket.socket) -> tuple[list[int], bool]:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
     return fds.tolist(), not data and not fds
-
-
-def _uid_of(client: socket.socket) -> int:
-    """Raises OSError."""
-    _, uid, _ = UCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-    return int(uid)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from msgspec.structs import asdict, replace
@@ -126,25 +127,13 @@ class LinkTable:
         held.spec = wanted
 
     def _add_eni(self, spec: LinkSpec, fd: int) -> Eni:
-        groups = _groups(spec)
-        if spec.number is None:
-            return self.engine.add_eni(
-                spec.addresses,
-                name=spec.name,
-                fd=fd,
-                mtu=spec.mtu,
-                security_groups=groups,
-                timers=spec.timers,
-                udp_mapping=spec.udp_mapping,
-                silent=spec.silent,
-            )
-        return self.engine.claim_eni(
-            spec.number,
+        make = self.engine.add_eni if spec.number is None else partial(self.engine.claim_eni, spec.number)
+        return make(
             spec.addresses,
             name=spec.name,
             fd=fd,
             mtu=spec.mtu,
-            security_groups=groups,
+            security_groups=_groups(spec),
             timers=spec.timers,
             udp_mapping=spec.udp_mapping,
             silent=spec.silent,
@@ -157,19 +146,8 @@ class LinkTable:
             raise InvalidValue(f"tunnel {spec.name}: no ENI {spec.eni}", resource=spec.id, remedy=remedy)
         if spec.address is None:
             raise InvalidValue(f"tunnel {spec.name} has no address", resource=spec.id, remedy="give it one")
-        if spec.number is None:
-            return self.engine.add_tunnel(
-                held.link, name=spec.name, address=spec.address, fd=fd, mtu=spec.mtu, max_flows=spec.max_flows
-            )
-        return self.engine.claim_tunnel(
-            spec.number,
-            held.link,
-            name=spec.name,
-            address=spec.address,
-            fd=fd,
-            mtu=spec.mtu,
-            max_flows=spec.max_flows,
-        )
+        make = self.engine.add_tunnel if spec.number is None else partial(self.engine.claim_tunnel, spec.number)
+        return make(held.link, name=spec.name, address=spec.address, fd=fd, mtu=spec.mtu, max_flows=spec.max_flows)
 
     def _remove(self, link: str) -> int:
         held = self._held.get(link)

@@ -17,9 +17,9 @@ from typing import Final, NoReturn
 
 from hyperplane.errors import EngineError, PermissionMissing
 from hyperplane.ipc.messages import MOST_BYTES, MOST_DESCRIPTORS
+from hyperplane.linux.sockets import peer_credentials
 
 ANCILLARY: Final = socket.CMSG_SPACE(253 * array.array("i").itemsize)  # SCM_MAX_FD, linux/scm.h
-UCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 TIMEVAL: Final = struct.Struct("ll")  # struct timeval
 LONGEST_PATH: Final = 107  # struct sockaddr_un
 
@@ -62,8 +62,8 @@ class Channel:
 
     def peer(self) -> tuple[int, int]:
         """pid and uid of the other side, as they were when it connected or listened (SO_PEERCRED)."""
-        pid, uid, _ = UCRED.unpack(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-        return pid, uid
+        found = peer_credentials(self._socket)
+        return found.pid, found.uid
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Sends one packet; the descriptors stay the caller's. Raises ConnectionLost, EngineError."""

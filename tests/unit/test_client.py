@@ -251,7 +251,6 @@ def test_a_daemon_that_is_not_there(caller: Any, tmp_path: Path) -> None:
     call.close()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="takes root to become somebody else")
 @pytest.mark.parametrize("caller", [Blocking, Asynchronous])
 def test_a_user_who_may_not(caller: Any, api: Server, tmp_path: Path) -> None:
     for directory in (tmp_path, *tmp_path.parents[:2]):
