@@ -10,9 +10,11 @@ from hyperplane.control.outcome import (
     Limits,
     MakeEni,
     Outcome,
+    Prepared,
     Put,
     Record,
     RemoveEni,
+    TunnelSpec,
     UpdateEni,
 )
 
@@ -25,8 +27,10 @@ __all__ = [
     "Limits",
     "MakeEni",
     "Outcome",
+    "Prepared",
     "Put",
     "Record",
     "RemoveEni",
+    "TunnelSpec",
     "UpdateEni",
 ]

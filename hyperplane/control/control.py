@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 
@@ -12,7 +12,18 @@ from hyperplane.control.enis import Enis
 from hyperplane.control.environments import ATTACHED, DETACHING, ENDED, Environments
 from hyperplane.control.functions import Functions
 from hyperplane.control.networks import Networks
-from hyperplane.control.outcome import Action, Attach, Detach, Limits, MakeEni, Outcome, Record, RemoveEni
+from hyperplane.control.outcome import (
+    Action,
+    Attach,
+    Detach,
+    Limits,
+    MakeEni,
+    Outcome,
+    Prepared,
+    Record,
+    RemoveEni,
+    TunnelSpec,
+)
 from hyperplane.control.plan import Documents
 from hyperplane.control.state import State
 from hyperplane.errors import HyperplaneError
@@ -213,14 +224,28 @@ class Control:
 
     # Environments
 
-    def start_environment(self, spec: EnvironmentSpec, now: float) -> Environment:
-        """Attaching: an Attach follows as soon as its ENI is up.
+    def start_environment(
+        self,
+        spec: EnvironmentSpec,
+        now: float,
+        prepared: Callable[[TunnelSpec], Prepared | None] = lambda tunnel: None,
+    ) -> Environment:
+        """Attaching: an Attach follows as soon as its ENI is up. prepared: asked, for a fresh one, whether there is a
+        tunnel that it can have; then it has that one's id, and is attached at once.
 
         Raises InvalidValue, ResourceNotFound (the function), FunctionNotActive, ResourceConflict,
         IdempotentParameterMismatch.
         """
         with self._state.atomic():
-            return self._environments.start(spec, now)
+            return self._environments.start(spec, now, prepared)
+
+    def environment_id(self) -> str:
+        """For an environment that has yet to come."""
+        return self._state.new_id("environment")
+
+    def tunnels(self) -> tuple[TunnelSpec, ...]:
+        """Of the fresh environments that may be started next: of functions that are Active, on ENIs that are up."""
+        return tuple(dict.fromkeys(self._environments.tunnels()))
 
     def end_environment(self, ref: str, account: str | None, drain: float, now: float) -> Environment:
         """Detaching, or ended when it waited for its ENI still; one that has ended stays as it is. A shorter drain

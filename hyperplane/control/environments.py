@@ -7,6 +7,7 @@ that are attaching on a pending ENI. Each step costs the same however many there
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network
 from math import isfinite
 from typing import Any, Final
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 from hyperplane.control import names
 from hyperplane.control.enis import Enis, previous
 from hyperplane.control.networks import check_namespace
-from hyperplane.control.outcome import Attach, Detach
+from hyperplane.control.outcome import Attach, Detach, Prepared, TunnelSpec
 from hyperplane.control.state import Internals, State, namespace_key
 from hyperplane.errors import FunctionNotActive, InvalidValue, ResourceConflict
 from hyperplane.resources import (
@@ -33,6 +34,7 @@ from hyperplane.resources import (
 # What the kernel takes, less "%" and what shells and tools trip over; "all", "default": taken in /proc/sys/net.
 DEVICE_NAME: Final = re.compile(r"(?!(?:\.{1,2}|all|default)$)[A-Za-z0-9_.@-]{1,15}")
 DEFAULT_ROUTES: Final = FunctionSpec(name="", subnets=(), security_groups=()).routes
+DEFAULT_DEVICE: Final = EnvironmentSpec(function="").device
 ATTACHING, ATTACHED = EnvironmentState.ATTACHING, EnvironmentState.ATTACHED
 DETACHING, ENDED = EnvironmentState.DETACHING, EnvironmentState.ENDED
 
@@ -42,7 +44,9 @@ class Environments:
         self._state = state
         self._enis = enis
 
-    def start(self, spec: EnvironmentSpec, now: float) -> Environment:
+    def start(
+        self, spec: EnvironmentSpec, now: float, prepared: Callable[[TunnelSpec], Prepared | None]
+    ) -> Environment:
         state = self._state
         if spec.name:
             names.check_new(spec)
@@ -55,22 +59,27 @@ class Environments:
             message = f"function {function.name} is {function.state}: {function.state_reason}"
             remedy = "put the cause right, then create or apply it again"
             raise FunctionNotActive(message, resource=function.name, remedy=remedy, field="function")
+        eni, fresh = self._choose(function), not spec.namespace and not spec.descriptor
+        up = state.enis[eni].state is EniState.AVAILABLE
+        tunnel = self._tunnel(function, eni, spec.device)
+        ready = prepared(tunnel) if fresh and up else None
         environment = Environment(
-            id=state.new_id("environment"),
+            id=ready.id if ready else state.new_id("environment"),
             account=spec.account,
             name=self._free_name(spec, function),
             created=now,
             function=function.id,
-            eni=self._choose(function),
-            namespace=spec.namespace,
+            eni=eni,
+            namespace=ready.namespace if ready else spec.namespace,
             device=spec.device,
-            inside_address=function.inside_address,
-            mtu=function.mtu or state.vpcs[function.vpc].mtu,
-            state=ATTACHING,
-            fresh=not spec.namespace and not spec.descriptor,
+            inside_address=tunnel.inside_address,
+            mtu=tunnel.mtu,
+            state=ATTACHED if ready else ATTACHING,
+            fresh=fresh,
         )
-        state.put("environment", environment, self._kept(spec, function))
-        if state.enis[environment.eni].state is EniState.AVAILABLE:
+        kept = self._kept(spec, function)
+        state.put("environment", environment, {**kept, "daemon": ready.internals} if ready else kept)
+        if up and not ready:
             state.actions.append(self.attach(environment))
         self.expire(now)
         return environment
@@ -130,6 +139,14 @@ class Environments:
     def waits(self, environment: Environment) -> bool:
         return environment.state is ATTACHING and self._state.enis[environment.eni].state is EniState.PENDING
 
+    def tunnels(self) -> Iterator[TunnelSpec]:
+        """Of the fresh environments that functions might start next, on ENIs that are up."""
+        for function in self._state.functions.values():
+            if function.state is FunctionState.ACTIVE:
+                for eni in previous(self._state, function.id) or function.enis:
+                    if self._state.enis[eni].state is EniState.AVAILABLE:
+                        yield self._tunnel(function, eni, DEFAULT_DEVICE)
+
     def attach(self, environment: Environment) -> Attach:
         """With routes and max_flows as they were at its start."""
         state = self._state
@@ -173,6 +190,16 @@ class Environments:
         self._enis.release((environment.eni,))
         self.expire(now)
         return environment
+
+    def _tunnel(self, function: Function, eni: str, device: str) -> TunnelSpec:
+        return TunnelSpec(
+            eni=eni,
+            device=device,
+            inside_address=function.inside_address,
+            mtu=function.mtu or self._state.vpcs[function.vpc].mtu,
+            routes=function.routes,
+            max_flows=function.max_flows,
+        )
 
     def _choose(self, function: Function) -> str:
         """The function's ENI with the fewest environments; one that is up rather than one that is not."""

@@ -89,6 +89,26 @@ class RemoveEni(msgspec.Struct, frozen=True, kw_only=True):
     internals: dict[str, Any] = {}
 
 
+class TunnelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tunnel is made by: fresh environments for which these are equal could have each other's."""
+
+    eni: str
+    device: str
+    inside_address: IPv4Address
+    mtu: int
+    routes: tuple[IPv4Network, ...]
+    max_flows: int
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """A tunnel in a fresh namespace that is there before its environment. id: which that environment will have.
+    internals: as for environment_attached()."""
+
+    id: str
+    namespace: str
+    internals: dict[str, Any]
+
+
 class Attach(msgspec.Struct, frozen=True, kw_only=True):
     """Attach the environment to its ENI, which is up; then environment_attached() or environment_failed().
 
@@ -108,6 +128,18 @@ class Attach(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def fresh(self) -> bool:
         return self.environment.fresh
+
+    @property
+    def tunnel(self) -> TunnelSpec:
+        environment = self.environment
+        return TunnelSpec(
+            eni=environment.eni,
+            device=environment.device,
+            inside_address=environment.inside_address,
+            mtu=environment.mtu,
+            routes=self.routes,
+            max_flows=self.max_flows,
+        )
 
 
 class Detach(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,13 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePath
-from typing import Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
-from hyperplane.control import Attach, MakeEni, RemoveEni, UpdateEni
+from hyperplane.control import Attach, MakeEni, RemoveEni, TunnelSpec, UpdateEni
+from hyperplane.daemon.fresh import FreshNamespaces
 from hyperplane.daemon.points import NO_POINTS, CommitPoints
-from hyperplane.daemon.pool import FreshNamespaces
 from hyperplane.errors import HyperplaneError, InvalidValue, ResourceConflict
 from hyperplane.ipc.messages import LinkSpec
 from hyperplane.ipc.remote import Link, RemoteEngine
@@ -174,14 +174,14 @@ class Actuator:
     def attach(
         self, action: Attach, device: TunnelDevice | None, check: Callable[[Namespace], None] | None = None
     ) -> Attached:
-        """device: what was handed in or taken from the pool. Raises what make_tunnel() and RemoteEngine.add() raise;
+        """device: what was handed in. Raises what make_tunnel() and RemoteEngine.add() raise;
         HalfWay with one of these once the device was made. Then nothing is left of it."""
         begun = time.perf_counter()
         environment = action.environment
         if device is None and action.descriptor:
             raise InvalidValue("the descriptor is gone", resource=environment.id, remedy="start it again")
         if device is None:
-            shape = shape_of(action)
+            shape = shape_of(action.tunnel)
             # A fresh one that was attached before has a namespace.
             if target := action.namespace or environment.namespace:
                 vpc = self.vpc_key(environment.eni)
@@ -195,13 +195,25 @@ class Actuator:
         try:
             if device.namespace is None:
                 self.recall(environment.id, device.fd)
-            self._engine.add(tunnel_spec(action), device.fd)
+            self._engine.add(tunnel_link(environment.id, action.tunnel), device.fd)
         except BaseException as error:
             self._forget(environment.id, device.fd)
             raise HalfWay(error, self.discard(device, fresh=action.fresh)) from None
         engine = time.perf_counter() - asking
         self._point("tunnel told")
         return Attached(device, begun, engine)
+
+    def prepare(self, id_: str, tunnel: TunnelSpec) -> Namespace:
+        """A fresh namespace with the tunnel of an environment that has yet to come: nobody is in it. Raises as
+        attach()."""
+        device = self._fresh.make(shape_of(tunnel))
+        assert device.namespace
+        try:
+            self._engine.add(tunnel_link(id_, tunnel), device.fd)
+        except BaseException as error:
+            raise HalfWay(error, self.discard(device, fresh=True)) from None
+        self._point("tunnel prepared")
+        return device.namespace
 
     def recall(self, environment: str, fd: int) -> None:
         """The device that was handed in for this environment. Raises ResourceConflict when another one has it too: each
@@ -283,22 +295,25 @@ def eni_spec(action: MakeEni) -> LinkSpec:
     )
 
 
-def tunnel_spec(action: Attach) -> LinkSpec:
-    environment = action.environment
+def tunnel_link(id_: str, tunnel: TunnelSpec) -> LinkSpec:
     return LinkSpec(
         kind="tunnel",
-        id=environment.id,
-        name=environment.id,
-        mtu=environment.mtu,
-        eni=environment.eni,
-        address=environment.inside_address,
-        max_flows=action.max_flows,
+        id=id_,
+        name=id_,
+        mtu=tunnel.mtu,
+        eni=tunnel.eni,
+        address=tunnel.inside_address,
+        max_flows=tunnel.max_flows,
     )
 
 
-def shape_of(action: Attach) -> Shape:
-    environment = action.environment
-    return Shape(environment.device, environment.inside_address, environment.mtu, action.routes)
+def shape_of(tunnel: TunnelSpec) -> Shape:
+    return Shape(tunnel.device, tunnel.inside_address, tunnel.mtu, tunnel.routes)
+
+
+def remembered(namespace: Namespace | None) -> dict[str, Any] | None:
+    """What is kept with an environment, to tell its namespace from a later one of the same name or process number."""
+    return {"netns": list(namespace.key)} if namespace else None
 
 
 def rules(groups: tuple[SecurityGroup, ...]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar, assert_never
 import structlog
 
 from hyperplane.control import Action, Attach, Detach, MakeEni, RemoveEni, UpdateEni
-from hyperplane.daemon.actuator import ENDED_WITHIN, Actuator, Attached, shape_of
+from hyperplane.daemon.actuator import ENDED_WITHIN, Actuator, Attached, remembered
 from hyperplane.daemon.ledger import Changes, Ledger
 from hyperplane.daemon.points import CommitPoints
 from hyperplane.daemon.pool import Pool
@@ -144,7 +144,9 @@ class Executor:
         control = self.ledger.control
         if kind == "environment":
             environment = control.find("environment", id_, None)
-            if environment is not None and environment.state is not EnvironmentState.ENDED:
+            if environment is None:
+                self._pool.lose(id_)
+            elif environment.state is not EnvironmentState.ENDED:
                 log.info("environment has ended", environment=id_, reason=reason)
                 self.end(environment, reason)
         elif kind == "eni":
@@ -157,8 +159,10 @@ class Executor:
         self.ledger.event(lambda now: self.ledger.control.eni_failed(eni, error, now))
 
     def kept(self, changes: Changes) -> None:
-        """Whoever waits for an environment that has ended is told."""
+        """Whoever waits for an environment that has ended is told, and the pool of what functions are by now."""
         for change in changes:
+            if change.kind in ("function", "eni"):
+                self._pool.review()
             ended = change.resource
             if isinstance(ended, Environment) and ended.state is EnvironmentState.ENDED:
                 kind = EniNotReady if ended.reason.startswith(f"ENI {ended.eni}") else ResourceConflict
@@ -208,6 +212,7 @@ class Executor:
         id_ = action.eni.id
         self.watch.remove(("eni", id_))
         await self._turns.settled(*(one.id for one in self.ledger.control.list("environment", eni=id_)))
+        await self._pool.withdraw(id_)
         closing = await self._turns.insist(f"ENI {id_}", self._actuator.remove_eni, action)
         if closing:
             await asyncio.wrap_future(closing)
@@ -221,8 +226,6 @@ class Executor:
         begun = time.perf_counter()
         start = self._starts.get(id_) or Start(begun, asyncio.get_running_loop().create_future())
         device, start.device = start.device, None
-        if device is None and action.fresh:
-            device = self._pool.take(shape_of(action))
         submitted = time.perf_counter()
         try:
             attached = await self._turns.run(self._actuator.attach, action, device, start.check)
@@ -384,11 +387,6 @@ class Executor:
             return 0 if number is None else self._reader().link_flows(number)
         except EngineError:
             return 0
-
-
-def remembered(namespace: Namespace | None) -> dict[str, Any] | None:
-    """What is kept with an environment, to tell its namespace from a later one of the same name or process number."""
-    return {"netns": list(namespace.key)} if namespace else None
 
 
 def _timings(start: Start, submitted: float, attached: Attached) -> Timings:

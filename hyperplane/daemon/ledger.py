@@ -43,6 +43,7 @@ class Ledger:
         self._kept = kept
         self._clock = clock
         self._unsaved: list[Put | Delete] = []
+        self._notes: list[Put | Delete] = []
 
     @property
     def now(self) -> float:
@@ -80,6 +81,18 @@ class Ledger:
             self._unsaved += outcome.changes[: MOST_UNSAVED - len(self._unsaved)]
         self._pass_on(outcome)
 
+    def note(self, tell: Callable[[float], object]) -> None:
+        """What nobody misses after a crash: it is kept with the next change, or by flush(). No actions follow."""
+        tell(self._clock())
+        self._notes += self.control.take().changes
+
+    def flush(self) -> None:
+        """Keeps what note() was told."""
+        try:
+            self._commit(())
+        except StoreError as error:
+            log.error("events could not be stored", error=str(error))
+
     def begin(self, actions: Sequence[Action]) -> None:
         """Carries out what was decided, and kept, earlier."""
         for action in actions:
@@ -91,7 +104,8 @@ class Ledger:
             self._carry(action)
 
     def _commit(self, changes: tuple[Put | Delete, ...]) -> None:
-        changes = (*self._unsaved, *changes)
+        changes = (*self._unsaved, *self._notes, *changes)
         if changes:
             self._store.commit(changes)
             self._unsaved.clear()
+            self._notes.clear()

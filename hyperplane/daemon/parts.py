@@ -15,11 +15,12 @@ from hyperplane.control import Control
 from hyperplane.daemon.actuator import Actuator
 from hyperplane.daemon.descriptors import Descriptors
 from hyperplane.daemon.executor import Executor
+from hyperplane.daemon.fresh import FreshNamespaces
 from hyperplane.daemon.ledger import Ledger
 from hyperplane.daemon.options import DaemonOptions
 from hyperplane.daemon.places import Places
 from hyperplane.daemon.points import NO_POINTS, CommitPoints
-from hyperplane.daemon.pool import FreshNamespaces, Pool
+from hyperplane.daemon.pool import Pool
 from hyperplane.daemon.reconcile import Reconciler, boot_id
 from hyperplane.daemon.service import Service
 from hyperplane.daemon.supervisor import Supervisor
@@ -101,14 +102,17 @@ class Daemon:
 
         fresh = FreshNamespaces(places.mark, threads, reaper)
         actuator = Actuator(supervisor.remote, threads, reaper, fresh, self._point)
-        pool = Pool(options.pool, fresh, threads, reaper, lambda: executor.busy)
-        executor = Executor(actuator, threads, pool, lambda: supervisor.reader, self._point)
-        stack.push_async_callback(pool.close)
-        executor.watch = NamespaceWatch(asyncio.get_running_loop(), executor.gone)
-        stack.callback(executor.watch.close)
         control = Control(SystemRandom())
         control.load(store.load())
+        self._pool = pool = Pool(
+            options.pool, control, actuator, threads, supervisor.remote.knows, lambda: executor.busy
+        )
+        executor = Executor(actuator, threads, pool, lambda: supervisor.reader, self._point)
+        executor.watch = pool.watch = NamespaceWatch(asyncio.get_running_loop(), executor.gone)
+        stack.callback(executor.watch.close)
+        stack.push_async_callback(pool.close)
         executor.ledger = ledger = Ledger(control, store, executor.carry, executor.kept)
+        stack.callback(ledger.flush)
         stack.push_async_callback(executor.close, PATIENCE)
 
         reconciler = Reconciler(ledger, executor, actuator, supervisor.remote, reaper, fresh, pool)
@@ -147,6 +151,7 @@ class Daemon:
         for id_, problem in lost:
             log.error("a link was lost", id=id_, error=problem.message)
         if lost:
+            self._pool.review()
             task = asyncio.get_running_loop().create_task(self._reconciler.on_request())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

@@ -13,6 +13,7 @@ Point = Literal[
     "eni device made",
     "eni told",
     "eni stored",
+    "tunnel prepared",
     "start stored",
     "tunnel device made",
     "tunnel told",

@@ -1,89 +1,80 @@
-"""Fresh namespaces: made when they are asked for, or kept ready with their TUN inside.
+"""Fresh environments made before they are asked for: a namespace, its TUN inside, and its tunnel in the engine.
 
-What is kept ready is set up for one shape (device, address, MTU, routes): taking it costs no system call, and only the
-engine has to be told. Shapes are those of functions; the latest few are served. One namespace is made at a time, in the
-same threads as everything else and only while nothing else waits for them, so that starts do not wait for supplies.
+Each is made for one TunnelSpec (ENI, inside address, MTU, ...) and has the id that its environment will have: so a
+start takes one without a system call, a thread or a word to the engine. Nobody is in such a namespace, so its tunnel is
+silent. The store knows nothing of it, and control does not count it among an ENI's users. What a killed daemon leaves
+of it are a link and a namespace that nobody knows, which the next one removes.
+
+`size` are kept in all, in the proportions of the last `size` starts; a function that is declared counts as some of
+these. They are made one at a time, in the same threads as everything else, and only while nothing else is done.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-import secrets
-import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
+from msgspec.structs import replace
 
+from hyperplane.control import Control, Prepared, TunnelSpec
+from hyperplane.control.environments import DEFAULT_DEVICE
+from hyperplane.daemon.actuator import Actuator, remembered
+from hyperplane.daemon.turns import Turns
 from hyperplane.errors import HyperplaneError
-from hyperplane.linux.fresh import delete_namespace, fresh_namespace, names_like
-from hyperplane.linux.jobs import HalfWay
 from hyperplane.linux.namespaces import NamespaceThreads
-from hyperplane.linux.reaper import Reaper
-from hyperplane.linux.tunnel import Shape, TunnelDevice, build_tunnel
+from hyperplane.linux.watch import NamespaceWatch
 
-SHAPES: Final = 8
-MOST: Final = 1000  # of one shape
+DECLARED: Final = 8  # a function that is declared counts as one of so many parts of the latest starts
 PAUSE: Final = 0.005  # seconds between two supplies
+QUIET: Final = 0.02  # seconds after a start in which none is made of which others are ready
 RETRY: Final = 5.0  # seconds after one that failed
-PREFIX: Final = "hpenv"
+CLOSED_WITHIN: Final = 5.0  # seconds
 
 log = structlog.get_logger()
 
 
-class FreshNamespaces:
-    """Names them `hpenv-MARK-NUMBER`; make(), delete() and leftovers() are for threads."""
+@dataclass(eq=False, slots=True)
+class _Kind:
+    """What is alike. asked: how many of the latest starts were of it."""
 
-    def __init__(self, mark: str, threads: NamespaceThreads, reaper: Reaper) -> None:
-        self._mark = mark
-        self._threads = threads
-        self._reaper = reaper
-        self._made: set[str] = set()  # by this process, and not deleted
-
-    def make(self, shape: Shape) -> TunnelDevice:
-        """Raises DeviceError, PermissionMissing; HalfWay as linux.tunnel.make_tunnel(), without a namespace left."""
-        begun = time.perf_counter()
-        name = f"{PREFIX}-{self._mark}-{secrets.token_hex(4)}"
-        self._made.add(name)
-        try:
-            with fresh_namespace(name, self._threads) as namespace:
-                entered = time.perf_counter() - begun
-                return build_tunnel(namespace, shape, self._reaper, begun=begun, entered=entered)
-        except BaseException:
-            self._made.discard(name)
-            raise
-
-    def delete(self, name: str) -> None:
-        """Nothing for a name that is not ours or is gone. Raises DeviceError, PermissionMissing."""
-        if self._pattern.fullmatch(name):
-            delete_namespace(name)
-            self._made.discard(name)
-
-    def leftovers(self, known: set[str]) -> list[str]:
-        """Those with this instance's mark that are not known, and that a predecessor made."""
-        return [name for name in names_like(self._pattern) if name not in known and name not in self._made]
-
-    @property
-    def _pattern(self) -> re.Pattern[str]:
-        return re.compile(rf"{PREFIX}-{self._mark}-[0-9a-f]{{8}}")
+    tunnel: TunnelSpec
+    ready: deque[Prepared] = field(default_factory=deque)
+    asked: int = 0
 
 
 class Pool:
-    """size: how many of each shape are kept; 0 keeps none. busy() is true while starts wait for threads."""
+    """Belongs to the event loop. size: how many are kept; 0: none. knows(id): whether the engine has that link. busy():
+    true while starts wait for threads. watch is set once it is there."""
+
+    watch: NamespaceWatch
 
     def __init__(
-        self, size: int, makes: FreshNamespaces, threads: NamespaceThreads, reaper: Reaper, busy: Callable[[], bool]
+        self,
+        size: int,
+        control: Control,
+        actuator: Actuator,
+        threads: NamespaceThreads,
+        knows: Callable[[str], bool],
+        busy: Callable[[], bool],
     ) -> None:
         self._size = size
-        self._makes = makes
-        self._threads = threads
-        self._reaper = reaper
+        self._control = control
+        self._actuator = actuator
+        self._turns = Turns(threads, lambda id_, error: None)
+        self._knows = knows
         self._busy = busy
-        self._ready: OrderedDict[Shape, deque[TunnelDevice]] = OrderedDict()
+        self._kinds: dict[TunnelSpec, _Kind] = {}  # that were asked for lately, or of which some are ready
+        self._of: dict[str, _Kind] = {}  # of each that is ready, by its id
+        self._asked: deque[_Kind] = deque()  # by the latest starts, as many as the pool has places
+        self._declared: frozenset[TunnelSpec] = frozenset()
+        self._outdated = True
+        self._failing = False
+        self._quiet_from = 0.0
         self._changed = asyncio.Event()
         self._supplies: asyncio.Task[None] | None = None
 
@@ -92,82 +83,186 @@ class Pool:
             self._supplies = asyncio.get_running_loop().create_task(self._supply())
 
     def __len__(self) -> int:
-        return sum(map(len, self._ready.values()))
+        """How many are ready."""
+        return len(self._of)
 
-    def names(self) -> set[str]:
-        return {one.namespace.name for ready in self._ready.values() for one in ready if one.namespace}
+    def __contains__(self, id_: str) -> bool:
+        """Whether a link is one that is ready, is being made or removed."""
+        return id_ in self._of or id_ in self._turns
 
-    def serve(self, shape: Shape) -> None:
-        """Keeps this shape ready from now on."""
+    def ids(self) -> tuple[str, ...]:
+        """Of those that are ready."""
+        return tuple(self._of)
+
+    # Starts
+
+    def find(self, tunnel: TunnelSpec) -> Prepared | None:
+        """One that is ready, if any: it can be had by take() in the same turn of the event loop."""
         if not self._size:
-            return
-        if shape in self._ready:
-            self._ready.move_to_end(shape)
-            return
-        self._ready[shape] = deque()
-        if len(self._ready) > SHAPES:
-            _, old = self._ready.popitem(last=False)
-            for device in old:
-                self._discard(device)
+            return None
+        kind = self._note(tunnel)
+        self._quiet_from = asyncio.get_running_loop().time() + QUIET
+        self._changed.set()
+        while kind.ready:
+            if self._knows(kind.ready[0].id):
+                return kind.ready[0]
+            self.lose(kind.ready[0].id)
+        return None
+
+    def take(self, id_: str) -> None:
+        """It belongs to its environment from now on; its namespace is watched as that."""
+        self._out(id_)
+
+    # What makes them useless
+
+    def review(self) -> None:
+        """Functions or ENIs have changed, or links were lost: those that nobody can have any more are given up."""
+        self._outdated = True
         self._changed.set()
 
-    def take(self, shape: Shape) -> TunnelDevice | None:
-        """One that is ready, or None; what it took to make is not this start's time. The longest kept comes first."""
-        ready = self._ready.get(shape)
-        if not ready:
-            self.serve(shape)
-            return None
-        self._changed.set()
-        return replace(ready.popleft(), opened=0.0, configured=0.0, kernel=0.0)
+    def lose(self, id_: str) -> None:
+        """Gives one up; nothing for one that is not ready."""
+        if id_ in self._of:
+            prepared = self._out(id_)
+            self.watch.remove(("environment", id_))
+            self._turns.then(id_, self._remove(prepared))
+            self._changed.set()
+
+    async def withdraw(self, eni: str) -> None:
+        """Returns when none is on that ENI, which is to be removed."""
+        for id_ in [id_ for id_, kind in self._of.items() if kind.tunnel.eni == eni]:
+            self.lose(id_)
+        await self._turns.settled(*self._turns)
 
     async def close(self) -> None:
-        """Deletes what is kept."""
+        """Removes all."""
         if self._supplies:
             self._supplies.cancel()
             with suppress(asyncio.CancelledError):
                 await self._supplies
-        closing = [self._discard(device) for ready in self._ready.values() for device in ready]
-        self._ready.clear()
-        await asyncio.gather(*closing, return_exceptions=True)
+        self._size = 0
+        for id_ in self.ids():
+            self.lose(id_)
+        with suppress(TimeoutError):  # the engine hangs: the next daemon removes what is left
+            async with asyncio.timeout(CLOSED_WITHIN):
+                await self._turns.settled(*self._turns)
+        await self._turns.close()
+
+    # Supplies
 
     async def _supply(self) -> None:
         while True:
-            shape = self._wanting()
-            if shape is None:
+            self._look_again()
+            kind = self._wanting()
+            if kind is None:
                 self._changed.clear()
                 await self._changed.wait()
                 continue
             await asyncio.sleep(PAUSE)
-            if self._busy():
+            quiet = not kind.ready or asyncio.get_running_loop().time() >= self._quiet_from
+            if self._outdated or self._busy() or not quiet:
                 continue
-            future = self._threads.submit(self._makes.make, shape)
-            try:
-                device = await asyncio.shield(asyncio.wrap_future(future))
-            except asyncio.CancelledError:
-                future.add_done_callback(self._discard_made)
-                raise
-            except (HyperplaneError, HalfWay) as error:
-                log.warning("no namespace could be prepared", error=str(error))
+            if len(self) >= self._size:
+                self.lose(self._spare().ready[0].id)
+            id_ = self._control.environment_id()
+            self._turns.then(id_, self._prepare(id_, kind))
+            await self._turns.settled(id_)
+            if self._failing:
                 await asyncio.sleep(RETRY)
-                continue
-            if shape in self._ready and device.namespace:
-                self._ready[shape].append(device)
-            else:
-                self._discard(device)
 
-    def _wanting(self) -> Shape | None:
-        """The latest shape of which too few are ready."""
-        return next((shape for shape in reversed(self._ready) if len(self._ready[shape]) < self._size), None)
+    async def _prepare(self, id_: str, kind: _Kind) -> None:
+        try:
+            namespace = await self._turns.run(self._actuator.prepare, id_, kind.tunnel)
+        except HyperplaneError as error:
+            self._failing = True
+            log.warning("no namespace could be prepared", error=str(error))
+            return
+        self._failing = False
+        self._look_again()
+        prepared = Prepared(id=id_, namespace=namespace.name, internals=remembered(namespace) or {})
+        if self._size and self._kinds.get(kind.tunnel) is kind:
+            with suppress(HyperplaneError):
+                self.watch.add(("environment", id_), namespace)
+                kind.ready.append(prepared)
+                self._of[id_] = kind
+                return
+        await self._remove(prepared)
 
-    def _discard(self, device: TunnelDevice) -> asyncio.Future[None]:
-        assert device.namespace
-        self._reaper.close(device.fd)
-        return asyncio.wrap_future(self._threads.submit(self._makes.delete, device.namespace.name))
+    async def _remove(self, prepared: Prepared) -> None:
+        what = f"prepared tunnel {prepared.id}"
+        closing = await self._turns.insist(what, self._actuator.detach, prepared.id, prepared.namespace)
+        if closing:
+            await asyncio.wrap_future(closing)
 
-    def _discard_made(self, future: object) -> None:
-        """For one that came when nobody waited any more; in the thread that made it."""
-        with suppress(Exception):
-            device: TunnelDevice = future.result()  # type: ignore[attr-defined]
-            assert device.namespace
-            self._reaper.close(device.fd)
-            self._makes.delete(device.namespace.name)
+    def _look_again(self) -> None:
+        """At what functions are, if that may have changed."""
+        if not self._outdated:
+            return
+        self._outdated = False
+        declared = self._control.tunnels()
+        new = [tunnel for tunnel in declared if tunnel not in self._declared]
+        self._declared = frozenset(declared)
+        useless = {kind for kind in self._kinds.values() if not self._useful(kind.tunnel)}
+        self._asked = deque(kind for kind in self._asked if kind not in useless)
+        for id_, kind in tuple(self._of.items()):
+            if kind in useless or not self._knows(id_):
+                self.lose(id_)
+        for kind in useless:
+            self._kinds.pop(kind.tunnel, None)
+        for tunnel in new:
+            for _ in range(max(1, self._size // DECLARED)):
+                self._note(tunnel)
+
+    def _useful(self, tunnel: TunnelSpec) -> bool:
+        """Whether a function could start an environment with it, whatever name of a device that asks for."""
+        return replace(tunnel, device=DEFAULT_DEVICE) in self._declared
+
+    def _note(self, tunnel: TunnelSpec) -> _Kind:
+        kind = self._kinds.get(tunnel)
+        if kind is None:
+            kind = self._kinds[tunnel] = _Kind(tunnel)
+        kind.asked += 1
+        self._asked.append(kind)
+        if len(self._asked) > self._size:
+            oldest = self._asked.popleft()
+            oldest.asked -= 1
+            self._forget(oldest)
+        return kind
+
+    def _wanting(self) -> _Kind | None:
+        """Of which one is to be made next. When all places are taken only where that is worth the removal of another:
+        those that are asked for by turns shall not push each other out."""
+        wanted = [(kind, share - len(kind.ready)) for kind, share in self._shares().items()]
+        kind, short = max(wanted, key=lambda one: (one[1] > 0 and not one[0].ready, one[1]), default=(None, 0))
+        if kind is None or short <= 0:
+            return None
+        if len(self) < self._size or not kind.ready or (short > 1 and self._excess(self._spare()) > 1):
+            return kind
+        return None
+
+    def _shares(self) -> dict[_Kind, int]:
+        """How many places each has; what is left over in dividing is the latest's."""
+        if not self._asked:
+            return {}
+        shares = {kind: self._size * kind.asked // len(self._asked) for kind in self._kinds.values()}
+        shares[self._asked[-1]] += self._size - sum(shares.values())
+        return shares
+
+    def _spare(self) -> _Kind:
+        """Of which there are too many."""
+        return max((kind for kind in self._kinds.values() if kind.ready), key=self._excess)
+
+    def _excess(self, kind: _Kind) -> int:
+        return len(kind.ready) - self._shares().get(kind, 0)
+
+    def _out(self, id_: str) -> Prepared:
+        kind = self._of.pop(id_)
+        found = next(one for one in kind.ready if one.id == id_)
+        kind.ready.remove(found)
+        self._forget(kind)
+        return found
+
+    def _forget(self, kind: _Kind) -> None:
+        """One that nobody has asked for lately, and of which none is left."""
+        if not kind.asked and not kind.ready:
+            self._kinds.pop(kind.tunnel, None)

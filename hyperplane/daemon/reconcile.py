@@ -30,8 +30,9 @@ import structlog
 from hyperplane.control import MakeEni, RemoveEni, UpdateEni
 from hyperplane.daemon.actuator import Actuator, namespace_key, rules
 from hyperplane.daemon.executor import Executor
+from hyperplane.daemon.fresh import FreshNamespaces
 from hyperplane.daemon.ledger import Ledger
-from hyperplane.daemon.pool import FreshNamespaces, Pool
+from hyperplane.daemon.pool import Pool
 from hyperplane.errors import HyperplaneError, NamespaceNotFound, ResourceConflict
 from hyperplane.ipc.remote import Link, RemoteEngine
 from hyperplane.linux.namespaces import Namespace, open_namespace
@@ -118,6 +119,8 @@ class Reconciler:
         found = await self._run(lambda: [self._inspect(one, keys[one.id]) for one in known])
         for environment, each in zip(known, found, strict=True):
             await self._compare_environment(environment, each)
+        for id_ in await self._run(lambda ids: [one for one in ids if not self._has_device(one)], self._pool.ids()):
+            self._pool.lose(id_)
 
     async def _compare_eni(self, eni: Eni) -> None:
         action = self._ledger.control.make_action(eni.id)
@@ -191,6 +194,10 @@ class Reconciler:
             return _Found("gone", _gone(environment))
         return _Found("right" if key else "missing", namespace=found)
 
+    def _has_device(self, link: str) -> bool:
+        found = self._engine.link(link)
+        return found is not None and namespace_key(found) is not None
+
     async def _fail_unanswered(self) -> None:
         for environment in self._environments():
             if environment.state is EnvironmentState.ATTACHING:
@@ -202,11 +209,15 @@ class Reconciler:
     async def _remove_strangers(self) -> None:
         links: list[Link] = await self._run(self._engine.links)
         known = {one.id for one in self._ledger.control.list("eni")} | {one.id for one in self._environments()}
-        strangers = [one for one in links if one.spec.id not in known and not self._executor.under_way(one.spec.id)]
+        strangers = [
+            link
+            for link in links
+            if not (link.spec.id in known or link.spec.id in self._pool or self._executor.under_way(link.spec.id))
+        ]
         for link in sorted(strangers, key=lambda link: link.spec.kind == "eni"):
             self._note("delete", "eni" if link.spec.kind == "eni" else "environment", link.spec.id)
             await self._tried(self._actuator.remove_stranger, link)
-        used = {one.namespace for one in self._environments()} | self._pool.names()
+        used = {one.namespace for one in self._environments()}
         for name in await self._run(self._fresh.leftovers, used):
             log.info("a fresh namespace that nobody has is deleted", namespace=name)
             await self._tried(self._fresh.delete, name)

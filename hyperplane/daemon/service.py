@@ -24,7 +24,6 @@ from hyperplane.daemon.pool import Pool
 from hyperplane.daemon.reconcile import Reconciler
 from hyperplane.daemon.supervisor import Supervisor
 from hyperplane.errors import EniNotReady, ResourceConflict
-from hyperplane.linux.tunnel import Shape
 from hyperplane.model import Drop, Flow
 from hyperplane.resources import (
     ApplyRequest,
@@ -33,11 +32,11 @@ from hyperplane.resources import (
     Environment,
     EnvironmentSpec,
     EnvironmentState,
-    Function,
     Health,
     Kind,
     Plan,
     Resource,
+    Timings,
     VpcSpec,
 )
 
@@ -63,8 +62,6 @@ class Service:
 
     def __post_init__(self) -> None:
         self._looker = Looker(self.supervisor)
-        for function in self.control.list("function"):
-            self._supply(function)
 
     # Declared resources
 
@@ -79,7 +76,6 @@ class Service:
 
         made, created = self.ledger.request(decide)
         self.point("creation stored")
-        self._supply(made)
         return made, created
 
     async def get(self, kind: Kind, ref: str, account: str) -> Resource:
@@ -94,7 +90,6 @@ class Service:
             check_vpc(spec.namespace, peer)
         method = getattr(self.control, f"update_{kind.replace('-', '_')}")
         made: Resource = self.ledger.request(lambda now: method(ref, spec, now))
-        self._supply(made)
         return made
 
     async def delete(self, kind: DeclaredKind, ref: str, account: str) -> None:
@@ -108,10 +103,7 @@ class Service:
             check_vpc(vpc.namespace, peer, field=f"vpc[{number}].namespace")
         if request.dry_run:
             return self.control.plan(document, prune, self.ledger.now)
-        plan = self.ledger.request(lambda now: self.control.apply(document, prune, now))
-        for function in self.control.list("function", document.account):
-            self._supply(function)
-        return plan
+        return self.ledger.request(lambda now: self.control.apply(document, prune, now))
 
     async def export(self, account: str) -> Document:
         return self.control.export(account)
@@ -124,7 +116,7 @@ class Service:
         check = check_target(spec.namespace, peer) if spec.namespace else None
 
         def decide(now: float) -> tuple[Environment, bool]:
-            environment = self.control.start_environment(spec, now)
+            environment = self.control.start_environment(spec, now, self.pool.find)
             created = environment.created == now
             if created and spec.descriptor:
                 self.descriptors.check(spec.descriptor, peer)
@@ -133,6 +125,8 @@ class Service:
         environment, created = self.ledger.request(decide)
         if not created:
             return await self._joined(environment), False
+        if environment.state is EnvironmentState.ATTACHED:
+            return self._taken(environment, asked), True
         start = Start(asked, asyncio.get_running_loop().create_future(), check)
         if spec.descriptor:
             start.device = self.descriptors.take(spec.descriptor, peer)
@@ -170,11 +164,15 @@ class Service:
         self.ledger.request(lambda now: self.control.end_environment(environment.id, None, 0.0, now))
         raise EniNotReady(message, resource=environment.id, remedy=remedy)
 
-    def _supply(self, resource: Resource) -> None:
-        """Namespaces for a function's environments are kept ready."""
-        if isinstance(resource, Function):
-            device = EnvironmentSpec(function="").device
-            self.pool.serve(Shape(device, resource.inside_address, resource.mtu, resource.routes))
+    def _taken(self, environment: Environment, asked: float) -> Environment:
+        """One that has its tunnel from the pool: nothing is left to be done."""
+        self.pool.take(environment.id)
+        self.point("start attached")
+        total = time.perf_counter() - asked
+        timings = Timings(total=total, kernel=0.0, engine=0.0, wait=0.0, daemon=total)
+        self.ledger.note(lambda now: self.control.environment_attached(environment.id, now, timings=timings))
+        found: Environment = self.control.get("environment", environment.id, None)
+        return found
 
     # Traffic
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import structlog
@@ -31,6 +31,10 @@ class Turns:
     def __len__(self) -> int:
         """Resources about which something is being done."""
         return len(self._latest)
+
+    def __iter__(self) -> Iterator[str]:
+        """These resources."""
+        return iter(tuple(self._latest))
 
     def __contains__(self, id_: str) -> bool:
         return id_ in self._latest

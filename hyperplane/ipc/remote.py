@@ -190,6 +190,10 @@ class RemoteEngine:
         with self._changed:
             return self._links.get(key)
 
+    def knows(self, key: str) -> bool:
+        """Whether there is a link of that id, without waiting for a call that is under way."""
+        return key in self._links
+
     def add(self, spec: LinkSpec, fd: int) -> int:
         """Makes a link and returns its number; fd is the mirror's from then on. When this raises it is the caller's.
 

@@ -38,7 +38,7 @@ from hyperplane.resources import (
 from . import traffic
 from .daemons import SERVER, SUBNET, TestDaemon, declare, in_state, start, until
 from .sockets import call_in, reachable
-from .support import Namespaces, devices, eventually, ip, ip_json, run_in, wait_until
+from .support import Namespaces, devices, eventually, ip, ip_json, wait_until
 
 ATTACHED, ENDED = EnvironmentState.ATTACHED, EnvironmentState.ENDED
 
@@ -435,23 +435,6 @@ class TestPeers:
             for other in ("pid:1", f"pid:{os.getpid()}", box, f"/run/netns/{box}", "/proc/1/ns/net"):
                 assert as_nobody(other).startswith("AccessDenied"), other
             assert devices(box) == {"lo"}
-
-
-class TestPool:
-    async def test_namespaces_are_ready_before_they_are_asked_for(self, vpc: str) -> None:
-        with TestDaemon(pool=3) as daemon:
-            daemon.start()
-            async with daemon.client() as client:
-                await declare(client, vpc)
-                wait_until(lambda: len(daemon.fresh_namespaces()) == 3)
-                ready = daemon.fresh_namespaces()
-                made = [await start(client) for _ in range(3)]
-                assert {one.namespace for one in made} == ready
-                assert all(one.timings and one.timings.total < 10 for one in made)
-                run_in(made[0].namespace, ["ip", "route", "get", SERVER])
-                wait_until(lambda: len(daemon.fresh_namespaces()) == 6)
-            daemon.end()
-            assert daemon.fresh_namespaces() == ready
 
 
 async def test_many_starts_at_once_are_all_served(daemon: TestDaemon, vpc: str) -> None:

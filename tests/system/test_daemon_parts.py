@@ -1,4 +1,4 @@
-"""The daemon's parts by themselves: the descriptor socket, the pool, who may give which namespace."""
+"""The daemon's parts by themselves: the descriptor socket, fresh namespaces, who may give which namespace."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import re
 import socket
-import time
 from collections.abc import AsyncIterator, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -16,8 +15,8 @@ import pytest
 
 from hyperplane.api.service import Peer
 from hyperplane.daemon.descriptors import Descriptors
+from hyperplane.daemon.fresh import FreshNamespaces
 from hyperplane.daemon.peers import check_target
-from hyperplane.daemon.pool import FreshNamespaces, Pool
 from hyperplane.errors import AccessDenied, InvalidValue, NamespaceNotFound, ResourceNotFound
 from hyperplane.linux.fresh import delete_namespace, fresh_namespace, names_like
 from hyperplane.linux.namespaces import NamespaceThreads, open_namespace
@@ -160,58 +159,23 @@ class TestFresh:
         assert name in namespaces()
         assert names_like(re.compile(re.escape(name))) == [name]
 
-
-class TestPool:
-    @pytest.fixture
-    async def pool(self, reaper: Reaper) -> AsyncIterator[Pool]:
-        threads = NamespaceThreads(2)
-        self.makes = FreshNamespaces(MARK, threads, reaper)
-        made = Pool(5, self.makes, threads, reaper, lambda: False)
-        made.start()
-        yield made
-        await made.close()
-        await asyncio.to_thread(threads.close)
-        assert not self.ours()
-
-    def ours(self) -> set[str]:
-        return {name for name in namespaces() if name.startswith(f"hpenv-{MARK}-")}
-
-    async def test_taking_one_costs_no_system_call(self, pool: Pool, reaper: Reaper) -> None:
-        assert pool.take(SHAPE) is None  # from now on it is kept
-        await eventually(lambda: len(pool) == 5)
-        begun = time.perf_counter()
-        taken = [pool.take(SHAPE) for _ in range(5)]
-        each = (time.perf_counter() - begun) / 5
-        print(f"\na prepared namespace is taken in {each * 1e6:.1f} us")
-        assert each < 100e-6
-        await eventually(lambda: len(pool) == 5)
-        for device in taken:
-            assert device
-            assert device.namespace
-            assert device.kernel == 0
-            (address,) = ip_json("-n", device.namespace.name, "addr", "show", "dev", "eth0")
+    def test_each_instance_knows_its_own(self, threads: NamespaceThreads, reaper: Reaper) -> None:
+        mine, other = FreshNamespaces(MARK, threads, reaper), FreshNamespaces("ffffff", threads, reaper)
+        device = threads.submit(mine.make, SHAPE).result(10)
+        assert device.namespace
+        name = device.namespace.name
+        try:
+            (address,) = ip_json("-n", name, "addr", "show", "dev", "eth0")
             assert (address["mtu"], address["addr_info"][0]["local"]) == (1400, "198.18.0.2")
+            assert mine.leftovers(set()) == other.leftovers(set()) == []  # it is of this process
+            assert FreshNamespaces(MARK, threads, reaper).leftovers(set()) == [name]
+            assert FreshNamespaces(MARK, threads, reaper).leftovers({name}) == []
+            other.delete(name)
+            assert name in namespaces()
+        finally:
+            mine.delete(name)
             reaper.close(device.fd)
-            self.makes.delete(device.namespace.name)
-
-    async def test_a_shape_that_nobody_asks_for_is_given_up(self, pool: Pool) -> None:
-        pool.serve(SHAPE)
-        await eventually(lambda: len(pool) == 5)
-        first = pool.names()
-        for number in range(8):
-            pool.serve(Shape(f"tun{number}", SHAPE.address, SHAPE.mtu, SHAPE.routes))
-        await eventually(lambda: len(pool) == 40)
-        await eventually(lambda: not first & self.ours())
-        assert self.ours() == pool.names()
-
-    async def test_another_instance_s_are_left_alone(self, pool: Pool, reaper: Reaper) -> None:
-        pool.serve(SHAPE)
-        await eventually(lambda: len(pool) == 5)
-        other = FreshNamespaces("ffffff", NamespaceThreads(1), reaper)
-        assert not other.leftovers(set())
-        other.delete(next(iter(pool.names())))
-        assert self.ours() == pool.names()
-        assert self.makes.leftovers(set()) == []  # they are of this process
+        assert name not in namespaces()
 
 
 class TestPeers:

@@ -357,6 +357,50 @@ class TestKilledAtACommitPoint:
                     await start(client, box)
                 await agree(daemon, client, vpc)
 
+    async def test_preparing_a_tunnel(self, vpc: str) -> None:
+        with TestDaemon() as daemon:
+            daemon.start()
+            async with daemon.client() as client:
+                await declare(client, vpc)
+            daemon.kill()
+            daemon.spawn("tunnel prepared", pool=2)
+            await asyncio.to_thread(daemon.killed_itself)
+            assert len(daemon.fresh_namespaces()) == 1
+            daemon.start()
+            async with daemon.client() as client:
+                await agree(daemon, client, vpc)
+                await start(client)
+                await agree(daemon, client, vpc)
+
+    async def test_starting_with_a_prepared_tunnel(self, vpc: str) -> None:
+        with TestDaemon() as daemon:
+            daemon.start("start attached", pool=2)
+            async with daemon.client() as client:
+                await declare(client, vpc)
+                await until(client.status, lambda status: status.pool == 2)
+            await self._lost(daemon, "start_environment", EnvironmentSpec(function="f"))
+            assert len(daemon.fresh_namespaces()) >= 2
+            daemon.start()
+            async with daemon.client() as client:
+                await agree(daemon, client, vpc)
+                (environment,) = (await client.list_environments()).items
+                assert environment.state is ATTACHED
+                async with traffic.connection(environment.namespace, vpc, SERVER) as pair:
+                    await traffic.transfer(pair.client, pair.server, 100_000, 1)
+
+    async def test_deleting_a_function_with_prepared_tunnels(self, vpc: str) -> None:
+        with TestDaemon() as daemon:
+            daemon.start("tunnel removed", pool=2)
+            async with daemon.client() as client:
+                await declare(client, vpc)
+                await until(client.status, lambda status: status.pool == 2)
+            await self._lost(daemon, "delete_function", "f")
+            await asyncio.to_thread(daemon.start)
+            async with daemon.client() as client:
+                await until(client.status, lambda status: not status.resources["eni"])
+                await agree(daemon, client, vpc)
+                assert devices(vpc) == {"lo", "lan0"}
+
     @pytest.mark.parametrize("point", ["end stored", "flows reset", "tunnel removed", "end done"])
     @pytest.mark.parametrize("kind", ["existing", "fresh"])
     async def test_ending(self, point: str, kind: str, vpc: str, netns_factory: Namespaces) -> None:

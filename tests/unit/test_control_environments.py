@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hyperplane.control import Attach, Control, Detach, Limits, MakeEni, RemoveEni
+from hyperplane.control import Attach, Control, Detach, Limits, MakeEni, Prepared, RemoveEni, TunnelSpec
 from hyperplane.errors import (
     AddressInUse,
     DependencyViolation,
@@ -285,3 +285,57 @@ def test_the_ten_thousandth_costs_as_much_as_the_tenth(world: World) -> None:
         control.start_environment(EnvironmentSpec(function="f"), 1.0)
         control.take()
     assert cost() < 3 * first
+
+
+class TestPrepared:
+    """A fresh environment whose tunnel is there already."""
+
+    ready = Prepared(id="env-0f", namespace="hpenv-1", internals={"netns": [4, 5]})
+
+    def test_it_is_attached_at_once(self, world: World) -> None:
+        asked: list[TunnelSpec] = []
+
+        def prepared(tunnel: TunnelSpec) -> Prepared:
+            asked.append(tunnel)
+            return self.ready
+
+        spec = EnvironmentSpec(function="f", name="e", device="tun0")
+        environment = world.control.start_environment(spec, world.now, prepared)
+        assert (environment.id, environment.state) == ("env-0f", EnvironmentState.ATTACHED)
+        assert (environment.namespace, environment.fresh) == ("hpenv-1", True)
+        outcome = world.control.take()
+        assert not outcome.actions
+        assert [change.id for change in outcome.changes] == ["env-0f"]  # one change, with all that is known
+        assert world.control.internals("env-0f") == {"netns": [4, 5]}
+        assert asked == [world.control.attach_action("env-0f").tunnel]
+        world.control.end_environment("e", "default", 0.0, world.now)
+        (action,) = world.control.take().actions
+        assert isinstance(action, Detach)
+
+    def test_only_a_fresh_one_on_an_eni_that_is_up_has_it(self, world: World) -> None:
+        def prepared(tunnel: TunnelSpec) -> Prepared:
+            raise AssertionError
+
+        for more in ({"namespace": "box"}, {"descriptor": "token"}):
+            spec = EnvironmentSpec(function="f", **more)
+            world.control.start_environment(spec, world.now, prepared)
+        world.function("pending", ("b",))
+        waits = world.control.start_environment(EnvironmentSpec(function="pending"), world.now, prepared)
+        assert waits.state is EnvironmentState.ATTACHING
+        assert {one.eni for one in world.control.tunnels()} == set(world.control.get("function", "f").enis)
+
+    def test_a_repeated_request_has_the_same(self, world: World) -> None:
+        spec = EnvironmentSpec(function="f", client_token="t")
+        first = world.control.start_environment(spec, world.now, lambda tunnel: self.ready)
+        assert world.control.start_environment(spec, world.now, lambda tunnel: None) == first
+
+    def test_what_functions_may_ask_for(self, world: World) -> None:
+        (tunnel,) = world.control.tunnels()
+        world.function("same")
+        assert world.control.tunnels() == (tunnel,)
+        world.active("other", ("b",), max_flows=5, mtu=1400)
+        _, other = world.control.tunnels()
+        assert (other.max_flows, other.mtu, other.device) == (5, 1400, "eth0")
+        assert other.eni != tunnel.eni
+        world.control.delete_function("other", "default", world.now)
+        assert world.control.tunnels() == (tunnel,)

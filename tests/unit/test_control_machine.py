@@ -13,7 +13,19 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from hyperplane.control import Attach, Control, Delete, Detach, Limits, MakeEni, Outcome, Put, RemoveEni
+from hyperplane.control import (
+    Attach,
+    Control,
+    Delete,
+    Detach,
+    Limits,
+    MakeEni,
+    Outcome,
+    Prepared,
+    Put,
+    RemoveEni,
+    TunnelSpec,
+)
 from hyperplane.errors import AddressInUse, EngineError, HyperplaneError, NamespaceNotFound
 from hyperplane.resources import (
     KINDS,
@@ -121,7 +133,9 @@ class Plane(RuleBasedStateMachine):
         self.keep()
 
     def keep(self) -> None:
-        outcome = self.control.take()
+        self.keep_outcome(self.control.take())
+
+    def keep_outcome(self, outcome: Outcome) -> None:
         for change in outcome.changes:
             if isinstance(change, Delete):
                 del self.records[change.id]
@@ -194,6 +208,28 @@ class Plane(RuleBasedStateMachine):
     def start(self, function: str, name: str, namespace: str, token: str) -> None:
         spec = EnvironmentSpec(function=function, name=name, namespace=namespace, client_token=token)
         self.attempt(lambda: spec, "start_environment")
+
+    @rule(function=chosen(FUNCTIONS), name=chosen(NAMES), token=chosen(("", "t")))
+    def start_prepared(self, function: str, name: str, token: str) -> None:
+        """One is ready for whatever is asked for: that is an ENI that is up, and nothing is left to be done."""
+        offered: list[Prepared] = []
+
+        def prepared(tunnel: TunnelSpec) -> Prepared:
+            assert tunnel in self.control.tunnels()
+            id_ = self.control.environment_id()
+            offered.append(Prepared(id=id_, namespace=f"fresh-{id_}", internals={"key": [1, 2]}))
+            return offered[-1]
+
+        known = {one.id for one in self.control.list("environment")}
+        spec = EnvironmentSpec(function=function, name=name, client_token=token)
+        with suppress(HyperplaneError):
+            made = self.control.start_environment(spec, self.now, prepared)
+            if made.id not in known and made.state is EnvironmentState.ATTACHED:
+                assert [one.id for one in offered] == [made.id]
+                assert self.control.internals(made.id) == {"key": [1, 2]}
+        outcome = self.control.take()
+        assert not (offered and outcome.actions)
+        self.keep_outcome(outcome)
 
     @precondition(lambda self: self.control.list("environment"))
     @rule(data=st.data(), drain=chosen((0.0, 5.0)))

@@ -53,6 +53,14 @@ class Kernel:
     def number(self, environment: str) -> None: ...
 
 
+class NoPool:
+    def review(self) -> None: ...
+
+    def lose(self, id_: str) -> None: ...
+
+    async def withdraw(self, eni: str) -> None: ...
+
+
 def no_reader() -> Reader:
     raise EngineError("no engine runs")
 
@@ -65,8 +73,7 @@ async def executor(kernel: Kernel) -> AsyncIterator[tuple[Executor, World]]:
     world.active("f")
     world.control.take()
     threads = NamespaceThreads(2)
-    pool = SimpleNamespace(take=lambda shape: None)
-    made = Executor(kernel, threads, pool, no_reader, NO_POINTS)  # type: ignore[arg-type]
+    made = Executor(kernel, threads, NoPool(), no_reader, NO_POINTS)  # type: ignore[arg-type]
     made.ledger = Ledger(world.control, Memory(), made.carry, made.kept)
     made.watch = SimpleNamespace(add=lambda token, namespace: None, remove=lambda token: None)  # type: ignore[assignment]
     try:

@@ -94,3 +94,33 @@ def test_an_event_is_kept_with_the_next_change(desk: Desk) -> None:
     desk.ledger.request(lambda now: desk.control.create_vpc(VpcSpec(name="w", namespace="other"), now))
     assert not desk.ledger.trouble
     assert desk.store.kept[eni].state is EniState.AVAILABLE
+
+
+def test_a_note_is_kept_with_the_next_change_or_at_the_end(desk: Desk) -> None:
+    eni = desk.declare()
+    for keep in (
+        lambda: desk.ledger.request(lambda now: desk.control.create_vpc(VpcSpec(name="w", namespace="other"), now)),
+        desk.ledger.flush,
+    ):
+        desk.store.kept[eni] = None
+        desk.ledger.note(lambda now: desk.control.eni_made(eni, now))
+        assert not desk.ledger.trouble
+        assert desk.store.kept[eni] is None
+        keep()
+        assert desk.store.kept[eni].state is EniState.AVAILABLE
+    desk.store.kept[eni] = None
+    desk.ledger.flush()
+    assert desk.store.kept[eni] is None  # it is kept once
+
+
+def test_a_note_survives_a_store_that_refuses(desk: Desk) -> None:
+    eni = desk.declare()
+    desk.ledger.note(lambda now: desk.control.eni_made(eni, now))
+    desk.store.refuses = True
+    with pytest.raises(StoreError):
+        desk.ledger.request(lambda now: desk.control.create_vpc(VpcSpec(name="w", namespace="other"), now))
+    desk.ledger.flush()
+    assert desk.control.get("eni", eni, None).state is EniState.AVAILABLE
+    desk.store.refuses = False
+    desk.ledger.flush()
+    assert desk.store.kept[eni].state is EniState.AVAILABLE
