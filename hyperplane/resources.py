@@ -271,7 +271,8 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
 
     total: from the request's arrival until the answer could be written. kernel: inside system calls about namespace,
     device and routes. engine: until the engine had answered. wait: for a free thread and, when it was pending, the ENI.
-    daemon: the rest, the daemon's own work: total - kernel - engine - wait.
+    daemon: the rest, the daemon's own work: total - kernel - engine - wait. decided: the part of it until it was known
+    what is to be done.
     """
 
     total: float
@@ -279,6 +280,7 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     engine: float
     wait: float
     daemon: float
+    decided: float = 0.0
 
 
 class Environment(Resource, frozen=True, kw_only=True):

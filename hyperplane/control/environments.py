@@ -63,10 +63,11 @@ class Environments:
         up = state.enis[eni].state is EniState.AVAILABLE
         tunnel = self._tunnel(function, eni, spec.device)
         ready = prepared(tunnel) if fresh and up else None
+        id_ = ready.id if ready else state.new_id("environment")
         environment = Environment(
-            id=ready.id if ready else state.new_id("environment"),
+            id=id_,
             account=spec.account,
-            name=self._free_name(spec, function),
+            name=self._free_name(spec, function, id_),
             created=now,
             function=function.id,
             eni=eni,
@@ -228,13 +229,14 @@ class Environments:
             remedy = "delete that one first"
             raise ResourceConflict(message, resource=spec.namespace, remedy=remedy, field="namespace")
 
-    def _free_name(self, spec: EnvironmentSpec, function: Function) -> str:
+    def _free_name(self, spec: EnvironmentSpec, function: Function, id_: str) -> str:
+        """One that nobody gave is the function's with the end of the environment's id."""
         state = self._state
         if not spec.name:
-            while True:
-                name = f"{function.name[:55]}-{state.random.getrandbits(32):08x}"
-                if state.one("name", "environment", spec.account, name) is None:
-                    return name
+            end = id_[-8:]
+            while state.one("name", "environment", spec.account, name := f"{function.name[:55]}-{end}") is not None:
+                end = f"{state.random.getrandbits(32):08x}"
+            return name
         if state.one("name", "environment", spec.account, spec.name) is not None:
             message = f"environment {spec.name} runs already"
             remedy = "delete it first, or choose another name"

@@ -50,12 +50,14 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Start:
-    """What a start needs beyond the action. asked: when (time.perf_counter()); waited: seconds for its ENI."""
+    """What a start needs beyond the action. asked: when (time.perf_counter()); decided, waited: seconds until it was
+    decided, and for its ENI."""
 
     asked: float
     answer: asyncio.Future[Environment]
     check: Callable[[Namespace], None] | None = None
     device: TunnelDevice | None = None
+    decided: float = 0.0
     waited: float = 0.0
 
 
@@ -394,7 +396,8 @@ def _timings(start: Start, submitted: float, attached: Attached) -> Timings:
     total = time.perf_counter() - start.asked
     wait = start.waited + max(attached.begun - submitted, 0.0)
     kernel, engine = attached.device.kernel, attached.engine
-    return Timings(total=total, kernel=kernel, engine=engine, wait=wait, daemon=total - kernel - engine - wait)
+    own = total - kernel - engine - wait
+    return Timings(total=total, kernel=kernel, engine=engine, wait=wait, daemon=own, decided=start.decided)
 
 
 def _answer(future: asyncio.Future[Any], value: object) -> None:

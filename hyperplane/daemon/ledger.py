@@ -6,6 +6,7 @@ disk, and are rare.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
@@ -21,6 +22,7 @@ Changes = Sequence[Put | Delete]
 T = TypeVar("T")
 
 MOST_UNSAVED: Final = 100_000
+NOTED_WITHIN: Final = 1.0  # seconds
 
 log = structlog.get_logger()
 
@@ -43,7 +45,8 @@ class Ledger:
         self._kept = kept
         self._clock = clock
         self._unsaved: list[Put | Delete] = []
-        self._notes: list[Put | Delete] = []
+        self._notes: dict[str, Put | Delete] = {}  # by the id of what they are about
+        self._flushing: asyncio.TimerHandle | None = None
 
     @property
     def now(self) -> float:
@@ -79,19 +82,27 @@ class Ledger:
         except StoreError as error:
             log.error("events could not be stored", error=str(error))
             self._unsaved += outcome.changes[: MOST_UNSAVED - len(self._unsaved)]
+            self._supersede(outcome.changes)
         self._pass_on(outcome)
 
     def note(self, tell: Callable[[float], object]) -> None:
-        """What nobody misses after a crash: it is kept with the next change, or by flush(). No actions follow."""
+        """What nobody misses after a crash: it is kept within a second, many at once. No actions follow."""
         tell(self._clock())
-        self._notes += self.control.take().changes
+        self._notes.update((change.id, change) for change in self.control.take().changes)
+        if self._flushing is None:
+            self._flushing = asyncio.get_running_loop().call_later(NOTED_WITHIN, self.flush)
 
     def flush(self) -> None:
         """Keeps what note() was told."""
+        if self._flushing:
+            self._flushing.cancel()
+            self._flushing = None
+        notes, self._notes = tuple(self._notes.values()), {}
         try:
-            self._commit(())
+            self._commit(notes)
         except StoreError as error:
             log.error("events could not be stored", error=str(error))
+            self._unsaved += notes[: MOST_UNSAVED - len(self._unsaved)]
 
     def begin(self, actions: Sequence[Action]) -> None:
         """Carries out what was decided, and kept, earlier."""
@@ -104,8 +115,14 @@ class Ledger:
             self._carry(action)
 
     def _commit(self, changes: tuple[Put | Delete, ...]) -> None:
-        changes = (*self._unsaved, *self._notes, *changes)
-        if changes:
-            self._store.commit(changes)
+        every = (*self._unsaved, *changes)
+        if every:
+            self._store.commit(every)
             self._unsaved.clear()
-            self._notes.clear()
+        self._supersede(changes)
+
+    def _supersede(self, changes: Sequence[Put | Delete]) -> None:
+        """Notes about the same are older."""
+        if self._notes:
+            for change in changes:
+                self._notes.pop(change.id, None)

@@ -115,19 +115,19 @@ class Service:
         self.executor.check_room()
         check = check_target(spec.namespace, peer) if spec.namespace else None
 
-        def decide(now: float) -> tuple[Environment, bool]:
+        def decide(now: float) -> tuple[Environment, bool, float]:
             environment = self.control.start_environment(spec, now, self.pool.find)
             created = environment.created == now
             if created and spec.descriptor:
                 self.descriptors.check(spec.descriptor, peer)
-            return environment, created
+            return environment, created, time.perf_counter() - asked
 
-        environment, created = self.ledger.request(decide)
+        environment, created, decided = self.ledger.request(decide)
         if not created:
             return await self._joined(environment), False
         if environment.state is EnvironmentState.ATTACHED:
-            return self._taken(environment, asked), True
-        start = Start(asked, asyncio.get_running_loop().create_future(), check)
+            return self._taken(environment, asked, decided), True
+        start = Start(asked, asyncio.get_running_loop().create_future(), check, decided=decided)
         if spec.descriptor:
             start.device = self.descriptors.take(spec.descriptor, peer)
         self.executor.expect(environment.id, start)
@@ -164,12 +164,12 @@ class Service:
         self.ledger.request(lambda now: self.control.end_environment(environment.id, None, 0.0, now))
         raise EniNotReady(message, resource=environment.id, remedy=remedy)
 
-    def _taken(self, environment: Environment, asked: float) -> Environment:
+    def _taken(self, environment: Environment, asked: float, decided: float) -> Environment:
         """One that has its tunnel from the pool: nothing is left to be done."""
         self.pool.take(environment.id)
         self.point("start attached")
         total = time.perf_counter() - asked
-        timings = Timings(total=total, kernel=0.0, engine=0.0, wait=0.0, daemon=total)
+        timings = Timings(total=total, kernel=0.0, engine=0.0, wait=0.0, daemon=total, decided=decided)
         self.ledger.note(lambda now: self.control.environment_attached(environment.id, now, timings=timings))
         found: Environment = self.control.get("environment", environment.id, None)
         return found

@@ -138,12 +138,12 @@ class SqliteStore:
             if synchronous != self._synchronous:  # it cannot be set within a transaction
                 execute(f"PRAGMA synchronous = {synchronous}")
                 self._synchronous = synchronous
+            if len(statements) == 1 and len(statements[0][1]) == 1:
+                execute(statements[0][0], statements[0][1][0])  # is a transaction of its own
+                return
             execute("BEGIN IMMEDIATE")
             for statement, rows in statements:
-                if len(rows) == 1:
-                    execute(statement, rows[0])
-                else:
-                    database.executemany(statement, rows)
+                database.executemany(statement, rows)
             execute("COMMIT")
         except sqlite3.Error as error:
             if not isinstance(error, sqlite3.ProgrammingError) and database.in_transaction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from ipaddress import IPv4Network
 from random import Random
 from typing import Any
@@ -96,24 +97,31 @@ def test_an_event_is_kept_with_the_next_change(desk: Desk) -> None:
     assert desk.store.kept[eni].state is EniState.AVAILABLE
 
 
-def test_a_note_is_kept_with_the_next_change_or_at_the_end(desk: Desk) -> None:
+async def test_a_note_is_kept_a_little_later(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hyperplane.daemon.ledger.NOTED_WITHIN", 0.01)
     eni = desk.declare()
-    for keep in (
-        lambda: desk.ledger.request(lambda now: desk.control.create_vpc(VpcSpec(name="w", namespace="other"), now)),
-        desk.ledger.flush,
-    ):
-        desk.store.kept[eni] = None
-        desk.ledger.note(lambda now: desk.control.eni_made(eni, now))
-        assert not desk.ledger.trouble
-        assert desk.store.kept[eni] is None
-        keep()
-        assert desk.store.kept[eni].state is EniState.AVAILABLE
+    desk.ledger.note(lambda now: desk.control.eni_made(eni, now))
+    assert desk.store.kept[eni].state is EniState.PENDING
+    async with asyncio.timeout(5.0):
+        while desk.store.kept[eni].state is EniState.PENDING:  # noqa: ASYNC110 (a store has no events)
+            await asyncio.sleep(0.001)
     desk.store.kept[eni] = None
     desk.ledger.flush()
     assert desk.store.kept[eni] is None  # it is kept once
 
 
-def test_a_note_survives_a_store_that_refuses(desk: Desk) -> None:
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_a_note_is_older_than_what_is_kept_meanwhile(desk: Desk, refuses: bool) -> None:
+    eni = desk.declare()
+    desk.ledger.note(lambda now: desk.control.eni_made(eni, now))
+    desk.store.refuses = refuses
+    desk.ledger.event(lambda now: desk.control.eni_failed(eni, InvalidVpc("it is gone"), now))
+    desk.store.refuses = False
+    desk.ledger.flush()
+    assert desk.store.kept[eni].state is EniState.DELETING
+
+
+async def test_a_note_survives_a_store_that_refuses(desk: Desk) -> None:
     eni = desk.declare()
     desk.ledger.note(lambda now: desk.control.eni_made(eni, now))
     desk.store.refuses = True
