@@ -352,7 +352,7 @@ class EngineProcess(msgspec.Struct, frozen=True, kw_only=True):
 
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     """started: seconds since the epoch. engine None: none runs. traffic: the sum over all links that exist. resources:
-    {kind: {state: count}}, state "" for a kind without states. pool: prepared namespaces that are ready. notices: what
+    {kind: {state: count}}, state "" for a kind without states. pool: fresh environments that are ready. notices: what
     the operator should know, one line each."""
 
     instance: str

@@ -78,7 +78,7 @@ def _totals(measures: Measures) -> Iterator[Metric]:
     yield _gauge("flows_capacity", "Flows that the engine can hold.", (), [((), measures.max_flows)])
     yield _gauge("engine_running", "1 while an engine runs.", (), [((), int(measures.engine_running))])
     yield _counter("engine_restarts", "Engines started in the place of one that died.", (), [((), measures.restarts)])
-    yield _gauge("pool_ready", "Prepared namespaces.", (), [((), measures.pool)])
+    yield _gauge("pool_ready", "Fresh environments that are ready.", (), [((), measures.pool)])
     yield _gauge("build_info", "The daemon's version.", ("version",), [((__version__,), 1)])
 
 

@@ -54,7 +54,7 @@ def _apart(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     help="auto: console on a terminal, else JSON.",
 )  # fmt: skip
 @click.option("--log-level", type=click.Choice(LEVELS), help="From which level on (info).")
-@click.option("--pool", type=click.IntRange(0), metavar="N", help="Fresh namespaces kept ready (0).")
+@click.option("--pool", type=click.IntRange(0), metavar="N", help="Fresh environments kept ready (0).")
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads that work in namespaces (4).")
 @click.option("--engine-user", metavar="USER", help="Whom the engine becomes (nobody).")
 @click.option(

@@ -55,7 +55,7 @@ def _table(status: Any) -> Table:
     out, back = volume(traffic.bytes_out), volume(traffic.bytes_in)
     table.add_row("traffic", f"out {out}, in {back}; dropped packets: {drops_text(traffic.drops)}")
     if status.pool:
-        table.add_row("pool", f"{many(status.pool, 'namespace')} ready")
+        table.add_row("pool", f"{many(status.pool, 'fresh environment')} ready")
     for notice in status.notices:
         table.add_row("notice", Text(notice, "yellow"))
     return table

@@ -2,6 +2,7 @@
 
 main.py is the process, parts.py puts it together. service.py is what the API calls: control decides, ledger.py keeps it
 in the store, executor.py has it carried out (turns.py: in threads, in order) by actuator.py. supervisor.py keeps an
-engine running; reconcile.py compares store, kernel and engine; looking.py reads counters and flows. pool.py prepares
-namespaces, descriptors.py takes TUN descriptors, peers.py says who may give which namespace.
+engine running; reconcile.py compares store, kernel and engine; looking.py reads counters and flows. fresh.py makes
+namespaces, pool.py keeps environments ready, descriptors.py takes TUN descriptors, peers.py says who may give which
+namespace.
 """

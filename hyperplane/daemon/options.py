@@ -15,10 +15,10 @@ GROUP: Final = "hyperplane-nat"
 class DaemonOptions:
     """instance, run_dir, state_dir: see Places. group: whose members may use the API; "" for `hyperplane-nat` where
     there is such a group, else root alone. log_format auto: console on a terminal, else JSON. log_level: debug, info,
-    warning or error. pool: how many fresh namespaces are kept ready, with their TUN inside. threads: that work in
-    namespaces. engine: options of a newly started engine, those of `Engine` (max_flows, max_links, io, huge_pages).
-    engine_user: whom the engine becomes, "" for its default. engine_patience: seconds after which an engine ends by
-    itself when no daemon has come back, 0 for never.
+    warning or error. pool: how many fresh environments are kept ready. threads: that work in namespaces. engine:
+    options of a newly started engine, those of `Engine` (max_flows, max_links, io, huge_pages). engine_user: whom the
+    engine becomes, "" for its default. engine_patience: seconds after which an engine ends by itself when no daemon has
+    come back, 0 for never.
     """
 
     instance: str = "default"
