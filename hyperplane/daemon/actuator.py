@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePath
-from typing import Any, Final
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -35,8 +35,6 @@ from hyperplane.model import SecurityGroup
 from hyperplane.resources import Eni
 
 _Place = tuple[Key, str]  # a namespace, and the name of a device in it
-
-ENDED_WITHIN: Final = 2.0  # seconds in which the sweep ends the flows of a tunnel that drains by resets
 
 
 @dataclass(frozen=True, slots=True)

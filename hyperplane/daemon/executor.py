@@ -15,7 +15,8 @@ from typing import Any, Final, TypeVar, assert_never
 import structlog
 
 from hyperplane.control import Action, Attach, Detach, MakeEni, RemoveEni, UpdateEni
-from hyperplane.daemon.actuator import ENDED_WITHIN, Actuator, Attached, remembered
+from hyperplane.daemon.actuator import Actuator, Attached, remembered
+from hyperplane.daemon.drains import Drains
 from hyperplane.daemon.ledger import Changes, Ledger
 from hyperplane.daemon.points import CommitPoints
 from hyperplane.daemon.pool import Pool
@@ -34,14 +35,11 @@ from hyperplane.errors import (
 from hyperplane.linux.namespaces import Namespace, NamespaceThreads
 from hyperplane.linux.tunnel import TunnelDevice
 from hyperplane.linux.watch import NamespaceWatch, Token
-from hyperplane.model import FlowState
 from hyperplane.resources import Environment, EnvironmentState, Timings
 
 T = TypeVar("T")
 
 MOST_STARTS: Final = 4096  # that wait at the same time
-POLL: Final = 0.02  # seconds between two looks at the number of flows of a tunnel that drains
-LOOK_CLOSER: Final = 1.0  # seconds between two looks at the flows themselves
 OLD_DEVICE_GONE_WITHIN: Final = 30.0  # seconds: a killed process closes its devices one after another
 RETRY: Final = 0.5  # seconds until attaching again is tried once more
 
@@ -80,10 +78,9 @@ class Executor:
         self._turns = Turns(threads, self._over)
         self.run = self._turns.run
         self._pool = pool
-        self._reader = reader
+        self._drains = Drains(actuator, self._turns, reader, point)
         self._point = point
         self._starts: dict[str, Start] = {}
-        self._drains: dict[str, float] = {}  # until when, in the loop's time
         self._ends: dict[str, asyncio.Future[None]] = {}  # of environments that somebody waits for
 
     # For the service
@@ -129,15 +126,14 @@ class Executor:
                     start.waited = time.perf_counter() - start.asked
                 self._turns.then(action.environment.id, self._attach(action))
             case Detach():
-                self._shorten(action)
+                self._drains.shorten(action.environment.id, action.drain)
                 self._turns.then(action.environment.id, self._detach(action.environment))
             case _:
                 assert_never(action)
 
     def end(self, environment: Environment, reason: str) -> None:
         """For one whose namespace has gone."""
-        if environment.id in self._drains:
-            self._drains[environment.id] = 0.0
+        self._drains.cut(environment.id)
         self._turns.then(environment.id, self._detach(environment, reason))
 
     def gone(self, token: Token, reason: str) -> None:
@@ -320,10 +316,6 @@ class Executor:
         if ended := self._ends.pop(environment, None):
             _answer(ended, None)
 
-    def _shorten(self, action: Detach) -> None:
-        id_, until = action.environment.id, asyncio.get_running_loop().time() + action.drain
-        self._drains[id_] = min(self._drains.get(id_, until), until)
-
     async def _detach(self, environment: Environment, reason: str = "") -> None:
         """reason "": it was asked for."""
         id_ = environment.id
@@ -332,63 +324,16 @@ class Executor:
         if current is None or current.state is EnvironmentState.ENDED:
             return
         if not reason:
-            await self._drain(id_)
-        self._drains.pop(id_, None)
+            await self._drains.drain(id_)
+        self._drains.forget(id_)
         self.watch.remove(("environment", id_))
-        await self._reset(id_)
+        await self._drains.reset(id_)
         fresh = current.namespace if current.fresh else ""
         closing = await self._turns.insist(f"environment {id_}", self._actuator.detach, id_, fresh)
         if closing:
             await asyncio.wrap_future(closing)
         self.ledger.event(lambda now: control.environment_ended(id_, reason or "deleted", now))
         self._point("end done")
-
-    async def _drain(self, id_: str) -> None:
-        """Until its flows have ended, or their time is over."""
-        loop = asyncio.get_running_loop()
-        if self._drains.get(id_, 0.0) <= loop.time():
-            return
-        try:
-            await self._turns.run(self._actuator.drain, id_, reset=False)
-        except HyperplaneError as error:
-            log.warning("environment does not drain", environment=id_, error=str(error))
-        number = await self._turns.run(self._actuator.number, id_)
-        closer = loop.time()
-        while self._drains.get(id_, 0.0) > loop.time() and self._flows(number):
-            # Connections that both sides have closed are remembered for minutes: they keep nobody waiting.
-            if loop.time() >= closer:
-                if await asyncio.to_thread(self._all_closed, number or 0):
-                    break
-                closer = loop.time() + LOOK_CLOSER
-            await asyncio.sleep(POLL)
-
-    async def _reset(self, id_: str) -> None:
-        """Tells both sides of what flows are left that they are over."""
-        number = await self._turns.run(self._actuator.number, id_)
-        if not self._flows(number):
-            return
-        try:
-            await self._turns.run(self._actuator.drain, id_, reset=True)
-        except HyperplaneError as error:
-            log.warning("flows could not be reset", environment=id_, error=str(error))
-            return
-        self._point("flows reset")
-        end = asyncio.get_running_loop().time() + ENDED_WITHIN
-        while self._flows(number) and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110 (as above)
-            await asyncio.sleep(POLL)
-
-    def _all_closed(self, number: int) -> bool:
-        try:
-            flows = self._reader().scan(tunnel=number)
-            return all(flow.state in (FlowState.CLOSING, FlowState.RESET) for flow in flows)
-        except EngineError:
-            return False
-
-    def _flows(self, number: int | None) -> int:
-        try:
-            return 0 if number is None else self._reader().link_flows(number)
-        except EngineError:
-            return 0
 
 
 def _timings(start: Start, submitted: float, attached: Attached) -> Timings:
