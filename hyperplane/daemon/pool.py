@@ -153,14 +153,16 @@ class Pool:
     async def _supply(self) -> None:
         while True:
             self._look_again()
-            kind = self._wanting()
-            if kind is None:
+            if self._wanting() is None:
                 self._changed.clear()
                 await self._changed.wait()
                 continue
             await asyncio.sleep(PAUSE)
-            quiet = not kind.ready or asyncio.get_running_loop().time() >= self._quiet_from
-            if self._outdated or self._busy() or not quiet:
+            self._look_again()
+            kind = self._wanting()
+            if kind is None or self._busy():
+                continue
+            if kind.ready and asyncio.get_running_loop().time() < self._quiet_from:
                 continue
             if len(self) >= self._size:
                 self.lose(self._spare().ready[0].id)
@@ -171,10 +173,10 @@ class Pool:
                 await asyncio.sleep(RETRY)
 
     async def _prepare(self, id_: str, kind: _Kind) -> None:
+        self._failing = True
         try:
             namespace = await self._turns.run(self._actuator.prepare, id_, kind.tunnel)
         except HyperplaneError as error:
-            self._failing = True
             log.warning("no namespace could be prepared", error=str(error))
             return
         self._failing = False

@@ -47,7 +47,7 @@ async def prepared(client: Client, function: str = "f") -> Environment:
     assert found.state is ATTACHED
     assert found.timings
     assert (found.timings.kernel, found.timings.engine, found.timings.wait) == (0.0, 0.0, 0.0)
-    assert found.timings.total == found.timings.daemon > 0
+    assert found.timings.total == found.timings.daemon > found.timings.decided > 0
     return found
 
 
@@ -93,7 +93,12 @@ async def test_more_than_are_ready(client: Client, vpc: str) -> None:
     made = [await start(client) for _ in range(3 * POOL)]
     assert {one.state for one in made} == {ATTACHED}
     assert len({one.namespace for one in made}) == len({one.id for one in made}) == len(made)
-    for one in (made[0], made[-1]):
+    usual = await start(client, device="eth7")
+    assert usual.timings
+    assert usual.timings.kernel > 0
+    assert usual.timings.engine > 0
+    assert usual.timings.daemon > usual.timings.decided > 0
+    for one in (made[0], made[-1], usual):
         await works(one, vpc)
     await full(client)
 
