@@ -91,8 +91,8 @@ def _words(field: str, value: Any, names: Names, *, short: bool) -> str:
     if field in REFERENCES and value:
         return _references(REFERENCES[field], value, names, short=short)
     if isinstance(value, Timings):
-        parts = (f"{name} {milliseconds(getattr(value, name))}" for name in value.__struct_fields__)
-        return ", ".join(parts)
+        parts = [name for name in value.__struct_fields__ if name != "decided"]  # which is within another
+        return ", ".join(f"{name} {milliseconds(getattr(value, name))}" for name in parts)
     if isinstance(value, msgspec.Struct):
         return ", ".join(f"{name}={getattr(value, name):g}" for name in value.__struct_fields__)
     if isinstance(value, bool):
