@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from ipaddress import IPv4Network
@@ -101,6 +105,27 @@ async def test_more_than_are_ready(client: Client, vpc: str) -> None:
     for one in (made[0], made[-1], usual):
         await works(one, vpc)
     await full(client)
+
+
+async def test_many_at_once(daemon: TestDaemon, client: Client, vpc: str) -> None:
+    made = await asyncio.gather(*(start(client) for _ in range(50)))
+    assert {one.state for one in made} == {ATTACHED}
+    assert len({one.namespace for one in made}) == len({one.name for one in made}) == len(made)
+    ended = await asyncio.gather(*(client.end_environment(one.id) for one in made))
+    assert {one.state for one in ended} == {ENDED}
+    await full(client)
+    await eventually(lambda: len(daemon.fresh_namespaces()) == POOL)
+    assert (await client.reconcile()).changes == ()
+
+
+async def test_the_status_says_how_many_are_ready(daemon: TestDaemon, client: Client) -> None:
+    run_dir = {"HYPERPLANE_RUN_DIR": str(daemon.places.run.parent)}
+    command = [sys.executable, "-m", "hyperplane.cli", "status"]
+    said = await asyncio.to_thread(
+        subprocess.run, command, env=os.environ | run_dir, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert re.search(rf"^pool +{POOL} fresh environments ready\s*$", said.stdout, re.M), said.stdout
+    assert f"hyperplane_pool_ready {POOL}.0" in await client.metrics()
 
 
 async def test_functions_on_different_enis(client: Client, vpc: str) -> None:
