@@ -174,7 +174,11 @@ async def test_a_namespace_that_somebody_deletes(daemon: TestDaemon, client: Cli
         ip("netns", "del", name)
     await works(await start(client), vpc)
     await full(client)
-    await works(await prepared(client), vpc)
+    taken = await prepared(client)
+    await works(taken, vpc)
+    ip("netns", "del", taken.namespace)
+    ended = await until(partial(client.get_environment, taken.id), lambda found: found.state is ENDED)
+    assert ended.reason == f"namespace {taken.namespace} was deleted"
 
 
 async def test_a_device_that_somebody_deletes(daemon: TestDaemon, client: Client, vpc: str) -> None:
