@@ -87,7 +87,8 @@ class Executor:
 
     @property
     def busy(self) -> bool:
-        return len(self._turns) > 0
+        """Whether anything waits for a thread or is done in one."""
+        return self._turns.working
 
     def under_way(self, id_: str) -> bool:
         """Whether something is being done about a resource."""

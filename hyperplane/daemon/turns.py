@@ -26,14 +26,16 @@ class Turns:
         self._threads = threads
         self._failed = failed
         self._latest: dict[str, asyncio.Task[None]] = {}  # the task of each resource that came last
+        self._working = 0
         self._closing = False
 
-    def __len__(self) -> int:
-        """Resources about which something is being done."""
-        return len(self._latest)
+    @property
+    def working(self) -> bool:
+        """Whether anything waits for a thread or is done in one; what only waits for time to pass is not."""
+        return self._working > 0
 
     def __iter__(self) -> Iterator[str]:
-        """These resources."""
+        """The resources about which something is being done."""
         return iter(tuple(self._latest))
 
     def __contains__(self, id_: str) -> bool:
@@ -50,11 +52,14 @@ class Turns:
 
     async def run(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """In a thread; when it fails half way, once what it had made is gone. Raises what work raises."""
+        self._working += 1
         try:
             return await asyncio.wrap_future(self._threads.submit(work, *arguments, **named))
         except HalfWay as half:
             await asyncio.wrap_future(half.closing)
             raise half.error from None
+        finally:
+            self._working -= 1
 
     async def insist(
         self, what: str, work: Callable[..., T], *arguments: Any, about: type[HyperplaneError] = HyperplaneError

@@ -128,6 +128,19 @@ async def test_the_status_says_how_many_are_ready(daemon: TestDaemon, client: Cl
     assert f"hyperplane_pool_ready {POOL}.0" in await client.metrics()
 
 
+async def test_it_is_filled_while_an_environment_drains(client: Client, vpc: str) -> None:
+    environment = await prepared(client)
+    async with traffic.connection(environment.namespace, vpc, SERVER) as pair:
+        draining = await client.end_environment(environment.id, drain=600.0)
+        assert draining.state is EnvironmentState.DETACHING
+        for _ in range(2):
+            await full(client)
+            await prepared(client)
+        await full(client)
+        await traffic.transfer(pair.client, pair.server, 100_000, 1)
+    await until(partial(client.get_environment, environment.id), lambda found: found.state is ENDED)
+
+
 async def test_functions_on_different_enis(client: Client, vpc: str) -> None:
     await client.create_subnet(SubnetSpec(name="t", vpc="v", cidr=IPv4Network("198.19.1.0/24")))
     await client.create_function(FunctionSpec(name="h", subnets=("t",), security_groups=("g",), max_flows=1))

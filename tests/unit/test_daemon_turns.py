@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -56,5 +57,25 @@ async def test_one_after_another(threads: NamespaceThreads) -> None:
         made.then("a", step(number))
     assert "a" in made
     await made.settled("a", "b")
-    assert (seen, len(made)) == ([0, 1, 2], 0)
+    assert (seen, list(made)) == ([0, 1, 2], [])
     await made.close()
+
+
+async def test_what_only_waits_is_no_work(threads: NamespaceThreads) -> None:
+    made = Turns(threads, lambda id_, error: None)
+    may_end, drained = threading.Event(), asyncio.Event()
+
+    async def drain() -> None:
+        await made.run(may_end.wait, 5.0)
+        await drained.wait()
+
+    made.then("one", drain())
+    async with asyncio.timeout(5.0):
+        while not made.working:  # noqa: ASYNC110 (there is no event for it)
+            await asyncio.sleep(0)
+        may_end.set()
+        while made.working:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        assert list(made) == ["one"]
+        drained.set()
+        await made.settled("one")
