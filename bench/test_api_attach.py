@@ -143,7 +143,10 @@ def test_from_the_pool(record: Recorder, daemon: Daemon, vpc: str) -> None:
         async with Client(path=asked.socket) as client:
             await declare(client, vpc)
             await filled(client, pool)
-            return await starts(client, [""] * (POOL // 2))
+            found = await starts(client, [""] * (POOL // 2))
+            async for one in client.environments():  # their namespaces outlive the daemon
+                await client.end_environment(one.id)
+            return found
 
     seen, pooled = uvloop.run(measure(daemon, POOL))
     with Daemon("--max-flows", "65536") as other:
