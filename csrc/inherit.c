@@ -14,10 +14,10 @@
 
 /* One memfd for two regions would have each written over by the other. */
 static int check_apart(const hp_region_fd *regions, uint32_t count, hp_error *error) {
-  struct stat files[HP_REGIONS];
-  if (count > HP_REGIONS)
-    return hp_fail(error, EBADMSG, "%u regions were given, an engine has %d; give those of one engine", count,
-                   HP_REGIONS);
+  struct stat files[HP_MAX_REGIONS];
+  if (count > HP_MAX_REGIONS)
+    return hp_fail(error, EBADMSG, "%u regions were given, an engine has at most %d; give those of one engine", count,
+                   HP_MAX_REGIONS);
   for (uint32_t i = 0; i < count; i++) {
     if (fstat(regions[i].fd, &files[i]))
       return hp_fail(error, errno, "%.31s: descriptor %d: %s; give open descriptors", regions[i].name, regions[i].fd,
@@ -31,13 +31,13 @@ static int check_apart(const hp_region_fd *regions, uint32_t count, hp_error *er
 }
 
 uint32_t hp_engine_regions(hp_engine *engine, hp_region_fd *regions, uint32_t room) {
-  const hp_region *all[HP_REGIONS];
-  hp_all_regions(engine, all);
-  for (uint32_t i = 0; i < HP_REGIONS && i < room; i++) {
+  const hp_region *all[HP_MAX_REGIONS];
+  uint32_t count = hp_all_regions(engine, all);
+  for (uint32_t i = 0; i < count && i < room; i++) {
     regions[i].fd = all[i]->fd;
     memcpy(regions[i].name, all[i]->name, sizeof regions[i].name);
   }
-  return HP_REGIONS;
+  return count;
 }
 
 hp_engine *hp_engine_inherit(const hp_config *config, const hp_region_fd *regions, uint32_t count, hp_error *error) {

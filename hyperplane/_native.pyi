@@ -29,7 +29,8 @@ class _Lib:
     HP_REASONS: int
     HP_REASON_COUNT: int
     HP_REGION_NAME: int
-    HP_REGIONS: int
+    HP_MAX_REGIONS: int
+    HP_MAX_WORKERS: int
     HP_DROP: int
     HP_FORWARD: int
     HP_REPLY: int

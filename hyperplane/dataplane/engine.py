@@ -22,7 +22,7 @@ UINT64 = 0xFFFFFFFFFFFFFFFF
 
 
 class Engine(Linked):
-    """A translation engine: its tables, its links and, once started, its worker thread.
+    """A translation engine: its tables, its links and, once started, its worker threads.
 
     Every method may be called from any thread. Changes are carried out when the call returns, whether the worker
     runs or not. Errors: InvalidValue for a value that cannot be right, EngineError and its relatives for what the
@@ -32,7 +32,9 @@ class Engine(Linked):
     max_flows); max_links: tunnels and ENIs; max_addresses: ENI addresses in all; buffers: receive buffers per kind of
     link, a power of two; drop_records: length of the drop ring; refusal_rate: RSTs and ICMP errors that the engine
     sends per second and link; port_quarantine: seconds before the port of an ended mapping is given out again; seed:
-    not 0 makes hash keys and ports reproducible, for tests only.
+    not 0 makes hash keys and ports reproducible, for tests only; workers: threads that translate, each with its share
+    of max_flows, of the tunnels and of each ENI's ports; pin: the CPUs they run on, such as "0,2-3", one after the
+    other, "" for wherever the kernel puts them.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class Engine(Linked):
         port_quarantine: float = 30.0,
         huge_pages: bool = True,
         seed: int = 0,
+        workers: int = 1,
+        pin: str = "",
     ) -> None:
         self._begin(
             EngineConfig(
@@ -63,6 +67,8 @@ class Engine(Linked):
                 port_quarantine=port_quarantine,
                 huge_pages=huge_pages,
                 seed=seed,
+                workers=workers,
+                pin=pin,
             ),
             lib.hp_engine_new,
         )
@@ -90,9 +96,9 @@ class Engine(Linked):
     def regions(self) -> dict[str, int]:
         """The memfds that hold the engine's state, by name, for a successor or a Reader; they stay the engine's."""
         with self._open() as engine:
-            table = ffi.new("hp_region_fd[]", lib.HP_REGIONS)
-            lib.hp_engine_regions(engine, table, lib.HP_REGIONS)
-            return {ffi.string(entry.name).decode(): entry.fd for entry in table}
+            table = ffi.new("hp_region_fd[]", lib.HP_MAX_REGIONS)
+            count = lib.hp_engine_regions(engine, table, lib.HP_MAX_REGIONS)
+            return {ffi.string(table[i].name).decode(): table[i].fd for i in range(count)}
 
     # Life
 
