@@ -13,11 +13,12 @@
 #include "engine.h"
 
 /* One memfd for two regions would have each written over by the other. */
-static int check_apart(const hp_region_fd *regions, uint32_t count, hp_error *error) {
+static int check_apart(const hp_config *config, const hp_region_fd *regions, uint32_t count, hp_error *error) {
   struct stat files[HP_MAX_REGIONS];
-  if (count > HP_MAX_REGIONS)
-    return hp_fail(error, EBADMSG, "%u regions were given, an engine has at most %d; give those of one engine", count,
-                   HP_MAX_REGIONS);
+  uint32_t workers = config->workers ? config->workers : 1, most = hp_region_count(workers);
+  if (count > most || count > HP_MAX_REGIONS)
+    return hp_fail(error, EBADMSG, "%u regions were given, an engine of %u workers has %u; give those of one engine",
+                   count, workers, most);
   for (uint32_t i = 0; i < count; i++) {
     if (fstat(regions[i].fd, &files[i]))
       return hp_fail(error, errno, "%.31s: descriptor %d: %s; give open descriptors", regions[i].name, regions[i].fd,
@@ -42,7 +43,7 @@ uint32_t hp_engine_regions(hp_engine *engine, hp_region_fd *regions, uint32_t ro
 
 hp_engine *hp_engine_inherit(const hp_config *config, const hp_region_fd *regions, uint32_t count, hp_error *error) {
   const hp_given given = {.regions = regions, .count = count};
-  if (check_apart(regions, count, error))
+  if (check_apart(config, regions, count, error))
     return NULL;
   hp_engine *engine = hp_engine_open(config, &given, error);
   if (engine)
@@ -52,5 +53,5 @@ hp_engine *hp_engine_inherit(const hp_config *config, const hp_region_fd *region
 
 hp_engine *hp_reader_new(const hp_config *config, const hp_region_fd *regions, uint32_t count, hp_error *error) {
   const hp_given given = {.regions = regions, .count = count, .read_only = true};
-  return check_apart(regions, count, error) ? NULL : hp_engine_open(config, &given, error);
+  return check_apart(config, regions, count, error) ? NULL : hp_engine_open(config, &given, error);
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 from operator import add
 from typing import Any, Self
@@ -136,14 +136,19 @@ class Engine(Linked):
         timers: Timers = Timers(),
         udp_mapping: UdpMapping = "endpoint-independent",
         silent: bool = False,
+        queues: Sequence[int] = (),
+        steering: int = -1,
     ) -> Eni:
         """Adds a shared interface with 1 to 8 addresses; without a rule in security_groups it refuses everything.
 
         fd: a TUN with IFF_VNET_HDR, which stays the caller's to close after remove(); -1: no device, for translate().
-        mtu: of the path into the VPC as far as known. silent: refusals are not told to the sender. The same address
-        on two ENIs is allowed: VPCs overlap. Raises InvalidValue, NotATunnel, DeviceError, EngineError.
+        queues: further descriptors of a multi-queue device, in the order of its queues, one for each further worker;
+        without them one reads for all. steering: the array of the program that brings packets to the right queue
+        (hyperplane.linux.steering). mtu: of the path into the VPC as far as known. silent: refusals are not told to the
+        sender. The same address on two ENIs is allowed: VPCs overlap. Raises InvalidValue, NotATunnel, DeviceError,
+        EngineError.
         """
-        what, config, checked = eni_config(name, addresses, fd, mtu, timers, udp_mapping, silent)
+        what, config, checked = eni_config(name, addresses, fd, mtu, timers, udp_mapping, silent, queues, steering)
         groups = checks.groups(f"security groups of {what}", security_groups)
         with self._open() as engine:
             number = lib.hp_eni_add(engine, config, fd, self._error)

@@ -222,7 +222,7 @@ static void test_regions_that_are_refused(void **state) {
   regions r = regions_of(l);
   refused(&r, REGIONS - 1, &config, "missing");
   refused(&r, 0, &config, "missing");
-  refused(&r, HP_MAX_REGIONS + 1, &config, "regions were given");
+  refused(&r, REGIONS + 1, &config, "regions were given");
   hp_region_fd *one = region(&r, "hp-counters");
   int fd = one->fd;
   one->fd = region(&r, "hp-drops")->fd;
