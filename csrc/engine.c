@@ -371,6 +371,13 @@ static hp_worker *worker_for(const hp_engine *engine, const hp_packet *packet) {
   return &engine->workers[number];
 }
 
+uint32_t hp_packet_worker(hp_engine *engine, const hp_packet *packet) {
+  pthread_mutex_lock(&engine->caller);
+  uint32_t number = packet->link < engine->links_used ? worker_for(engine, packet)->number : 0;
+  pthread_mutex_unlock(&engine->caller);
+  return number;
+}
+
 /* Packets in a row of the same worker are a batch. */
 static void translate_all(const hp_engine *engine, hp_packet *packets, uint32_t count) {
   for (uint32_t i = 0, end; i < count; i = end) {
@@ -423,7 +430,7 @@ int hp_sweep(hp_engine *engine, uint64_t now, hp_error *error) {
     worker->cursor = 0;
     hp_expire(worker, UINT32_MAX);
     if (all > 1)
-      hp_slices_turn(worker);
+      hp_slices_pass(worker);
     result += (int)(before - worker->flows.control->live);
   }
   hp_links_collect(engine);

@@ -288,6 +288,8 @@ int hp_link_drain(hp_engine *engine, uint32_t link, uint32_t how, hp_error *erro
 int hp_translate(hp_engine *engine, hp_packet *packets, uint32_t count, uint64_t now, hp_error *error);
 /* Ends what is idle at that time, the whole table; returns how many flows ended. */
 int hp_sweep(hp_engine *engine, uint64_t now, hp_error *error);
+/* The worker that such a packet is for; 0 also when it is for none. */
+uint32_t hp_packet_worker(hp_engine *engine, const hp_packet *packet);
 uint64_t hp_now(void);
 
 /* Reading. Never stops the worker; safe from any thread. */

@@ -105,19 +105,31 @@ static bool lease_free(hp_ports *ports, uint32_t number, uint32_t count) {
   return false;
 }
 
+void hp_slice_unwant(hp_ports *ports, uint32_t number) {
+  uint32_t *wanted = &ports->leases[number].wanted, self = 1u << ports->worker;
+  if (__atomic_load_n(wanted, __ATOMIC_RELAXED) & self)
+    __atomic_fetch_and(wanted, ~self, __ATOMIC_RELAXED);
+}
+
+static void want(hp_ports *ports, uint32_t number) {
+  uint32_t *wanted = &ports->leases[number].wanted, self = 1u << ports->worker;
+  if (ports->workers > 1 && !(__atomic_fetch_or(wanted, self, __ATOMIC_RELAXED) & self))
+    ports->in_need = true;
+}
+
+/* Who takes the last one wants the next already: others may have spared one by the time that it is needed. */
 bool hp_slice_lease(hp_ports *ports, uint32_t number) {
-  hp_lease *lease = &ports->leases[number];
   uint32_t count;
-  uint8_t self = (uint8_t)(ports->worker + 1), nobody = 0;
   while ((count = free_slices(ports, number)) > 0) {
     if (!lease_free(ports, number, count))
       continue;
-    __atomic_compare_exchange_n(&lease->wanted, &self, 0, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    if (count > 1)
+      hp_slice_unwant(ports, number);
+    else
+      want(ports, number);
     return true;
   }
-  if (ports->workers > 1 &&
-      __atomic_compare_exchange_n(&lease->wanted, &nobody, self, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
-    ports->in_need = true;
+  want(ports, number);
   return false;
 }
 

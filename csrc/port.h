@@ -38,11 +38,11 @@ typedef struct hp_quarantined {
 
 /* The leases of one ENI address. */
 typedef struct hp_lease {
-  uint8_t owner[HP_SLICES]; /* worker + 1, or 0: not leased */
-  uint8_t wanted;           /* worker + 1 that found none to lease, or 0 */
-  uint32_t eni;             /* link number; 0: this address number is free. The callers' */
+  uint8_t owner[64]; /* by slice: worker + 1, or 0: not leased */
+  uint32_t wanted;   /* a bit for each worker that found none to lease */
+  uint32_t eni;      /* link number; 0: this address number is free. The callers' */
 } __attribute__((aligned(64))) hp_lease;
-_Static_assert(sizeof(hp_lease) == 128, "the owners of an address are one line");
+_Static_assert(offsetof(hp_lease, wanted) == 64, "the owners of an address are one line");
 
 /* One ENI address as one worker uses it, in a region: a successor finds what is taken. Arrays of two: by HP_PORTS_*. */
 typedef struct hp_address {
@@ -115,6 +115,7 @@ void hp_address_remove(hp_ports *ports, uint32_t number);
 
 /* Leases one more slice of an address, chosen at random; false when there is none, which is then wanted. */
 bool hp_slice_lease(hp_ports *ports, uint32_t number);
+void hp_slice_unwant(hp_ports *ports, uint32_t number);
 static inline uint8_t hp_slice_owner(const hp_ports *ports, uint32_t number, uint32_t slice) {
   return __atomic_load_n(&ports->leases[number].owner[slice], __ATOMIC_RELAXED);
 }

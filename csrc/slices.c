@@ -44,27 +44,49 @@ static uint32_t slices_of(const hp_worker *worker, uint32_t number, uint8_t owne
   return count;
 }
 
-static void spare(hp_worker *worker, uint32_t number, uint8_t wanted) {
+/* The one that has the fewest of those who want one; HP_NONE when nobody does. */
+static uint32_t poorest(const hp_worker *worker, uint32_t number) {
+  uint32_t wanted = __atomic_load_n(&worker->ports.leases[number].wanted, __ATOMIC_RELAXED);
+  uint32_t least = HP_NONE;
+  for (uint32_t other = 0; other < worker->workers; other++) {
+    if (other == worker->number || !(wanted >> other & 1))
+      continue;
+    uint32_t slices = slices_of(worker, number, (uint8_t)(other + 1));
+    least = slices < least ? slices : least;
+  }
+  return least;
+}
+
+static void spare(hp_worker *worker, uint32_t number) {
   hp_address *address = &worker->ports.addresses[number];
-  uint8_t self = (uint8_t)(worker->number + 1);
+  uint32_t least = poorest(worker, number);
+  if (least == HP_NONE)
+    return;
   retire_idle(worker, number);
-  if (!address->retiring && address->leased > 1 &&
-      slices_of(worker, number, self) > slices_of(worker, number, wanted) + 1)
+  if (!address->retiring && address->leased > 1 && slices_of(worker, number, (uint8_t)(worker->number + 1)) > least + 1)
     retire_least_used(worker, number);
 }
 
+/* The first address number that was never used: nothing is touched that was not. */
+static uint32_t used_addresses(const hp_ports *ports) {
+  uint32_t number = 0;
+  while (number < ports->count && (ports->addresses[number].address || ports->addresses[number].eni))
+    number++;
+  return number;
+}
+
 void hp_slices_turn(hp_worker *worker) {
-  hp_ports *ports = &worker->ports;
-  for (uint32_t number = 0; number < ports->count; number++) {
-    hp_address *address = &ports->addresses[number];
-    if (address->address == 0 && address->eni == 0)
-      break; /* never used, nor any after it: nothing is touched that was not */
-    if (!address->eni)
-      continue;
-    uint8_t wanted = __atomic_load_n(&ports->leases[number].wanted, __ATOMIC_RELAXED);
-    if (wanted && wanted != worker->number + 1)
-      spare(worker, number, wanted);
-    if (address->retiring)
+  for (uint32_t number = used_addresses(&worker->ports); number-- > 0;)
+    if (worker->ports.addresses[number].eni) {
+      spare(worker, number);
       release_idle(worker, number);
-  }
+    }
+}
+
+void hp_slices_pass(hp_worker *worker) {
+  for (uint32_t number = used_addresses(&worker->ports); number-- > 0;)
+    if (worker->ports.addresses[number].eni) {
+      hp_slice_unwant(&worker->ports, number);
+      release_idle(worker, number);
+    }
 }

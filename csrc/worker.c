@@ -81,9 +81,10 @@ static void cooperate(hp_worker *worker, uint64_t pass) {
         hp_worker_wake(&engine->workers[i]);
       }
   }
-  /* What cannot be spared now may be later. */
-  if (__atomic_exchange_n(&worker->asked, 0, __ATOMIC_RELAXED) || pass != worker->pass)
+  if (__atomic_exchange_n(&worker->asked, 0, __ATOMIC_RELAXED))
     hp_slices_turn(worker);
+  if (pass != worker->pass)
+    hp_slices_pass(worker);
 }
 
 static void turn(hp_worker *worker) {

@@ -248,6 +248,16 @@ class Engine(Linked):
         header = lib.HP_VNET_HEADER
         return Translated(verdict, self._links[row.link], reason, data[header:], data[:header])
 
+    def worker_of(self, link: Link, packet: bytes) -> int:
+        """The number of the worker that an IPv4 packet from a link is for; 0 also when it is for none."""
+        with self._open() as engine:
+            number = self._known(link, (Eni, Tunnel)).number
+            data = ffi.new("uint8_t[]", bytes(lib.HP_VNET_HEADER) + bytes(packet))
+            length = lib.HP_VNET_HEADER + len(packet)
+            return lib.hp_packet_worker(
+                engine, ffi.new("hp_packet *", {"data": data, "length": length, "link": number})
+            )
+
     def sweep(self, now: int | None = None) -> int:
         """Ends every flow that is idle at that time (CLOCK_BOOTTIME ms); returns how many ended."""
         with self._open() as engine:
