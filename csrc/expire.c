@@ -12,7 +12,7 @@
 
 enum { LONGEST_TIMER = INT32_MAX / 2 /* ms; engine.c accepts no longer one */ };
 
-static uint32_t timer(const uint32_t *timer) { return __atomic_load_n(timer, __ATOMIC_RELAXED); }
+HP_LOOKS_ON static uint32_t timer(const uint32_t *timer) { return __atomic_load_n(timer, __ATOMIC_RELAXED); }
 
 uint32_t hp_flow_timeout(const hp_link *links, const hp_flow *flow) {
   const hp_half *half = &flow->half[HP_INSIDE];

@@ -90,7 +90,7 @@ static bool is_possible(const hp_engine *engine, const hp_flow *flow) {
 }
 
 /* A removed link's flows are over, though the sweep has yet to take them out. */
-static bool is_draining(const hp_engine *engine, const hp_flow *flow) {
+HP_LOOKS_ON static bool is_draining(const hp_engine *engine, const hp_flow *flow) {
   return engine->links[flow->half[HP_INSIDE].out_link].draining ||
          engine->links[flow->half[HP_OUTSIDE].out_link].draining;
 }
@@ -118,7 +118,7 @@ uint32_t hp_flows(hp_engine *engine, uint32_t *cursor, hp_flow_info *flows, uint
 
 /* Records are numbered before they are written: one that is not there yet is waited for, unless it seems that it
  * never comes. */
-uint32_t hp_drops(hp_engine *engine, uint64_t *cursor, hp_drop *drops, uint32_t room) {
+HP_LOOKS_ON uint32_t hp_drops(hp_engine *engine, uint64_t *cursor, hp_drop *drops, uint32_t room) {
   uint64_t last = __atomic_load_n(&engine->shared->drop_count, __ATOMIC_ACQUIRE), length = engine->drop_mask + 1;
   uint64_t next = *cursor + 1;
   uint32_t count = 0;
@@ -143,14 +143,14 @@ uint32_t hp_drops(hp_engine *engine, uint64_t *cursor, hp_drop *drops, uint32_t 
 }
 
 /* The workers that count a link: an ENI's all, a tunnel's one. */
-static uint32_t counting(const hp_engine *engine, uint32_t number, const hp_worker **first) {
+HP_LOOKS_ON static uint32_t counting(const hp_engine *engine, uint32_t number, const hp_worker **first) {
   const hp_link *link = &engine->links[number];
   bool one = link->kind != HP_LINK_ENI && link->worker < engine->config.workers;
   *first = &engine->workers[one ? link->worker : 0];
   return one ? 1 : engine->config.workers;
 }
 
-static void add_stats(hp_counters *counters, const hp_link_stats *stats) {
+HP_LOOKS_ON static void add_stats(hp_counters *counters, const hp_link_stats *stats) {
   counters->packets_in += stats->packets_in;
   counters->bytes_in += stats->bytes_in;
   counters->packets_out += stats->packets_out;
@@ -163,7 +163,7 @@ static void add_stats(hp_counters *counters, const hp_link_stats *stats) {
     counters->drops[reason] += stats->drops[reason];
 }
 
-int hp_link_counters(hp_engine *engine, uint32_t number, hp_counters *counters, hp_error *error) {
+HP_LOOKS_ON int hp_link_counters(hp_engine *engine, uint32_t number, hp_counters *counters, hp_error *error) {
   if (number == 0 || number >= links_used(engine) || engine->links[number].kind == HP_LINK_FREE)
     return hp_fail(error, ENOENT, "there is no link %u", number);
   const hp_worker *worker;
@@ -173,7 +173,7 @@ int hp_link_counters(hp_engine *engine, uint32_t number, hp_counters *counters, 
   return 0;
 }
 
-uint32_t hp_link_flows(hp_engine *engine, uint32_t number) {
+HP_LOOKS_ON uint32_t hp_link_flows(hp_engine *engine, uint32_t number) {
   const hp_worker *worker;
   uint32_t flows = 0;
   if (number >= links_used(engine))
@@ -183,11 +183,11 @@ uint32_t hp_link_flows(hp_engine *engine, uint32_t number) {
   return flows;
 }
 
-uint64_t hp_link_since(hp_engine *engine, uint32_t number) {
+HP_LOOKS_ON uint64_t hp_link_since(hp_engine *engine, uint32_t number) {
   return number < links_used(engine) ? __atomic_load_n(&engine->links[number].since, __ATOMIC_RELAXED) : 0;
 }
 
-void hp_engine_status(hp_engine *engine, hp_status *status) {
+HP_LOOKS_ON void hp_engine_status(hp_engine *engine, hp_status *status) {
   *status =
       (hp_status){.workers = engine->config.workers, .io = engine->shared->io, .running = engine->shared->running};
   for (uint32_t i = 0; i < engine->config.workers; i++) {

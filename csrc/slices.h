@@ -1,9 +1,10 @@
 /* slices.h: slices of ports move to the worker that needs them.
  *
  * A worker that takes the last free slice, or finds none, says that it wants one (port.h), and has the others woken.
- * They look between two batches: what nobody uses is given back at once, all but one. Who has nothing to spare but has more than the one
- * in want, by two at least, stops choosing ports of one slice; it is given back when its last flow has ended and its
- * last port has rested. So none is wired to a worker, and none moves to and fro between two that are both short.
+ * They look between two batches: what nobody uses is given back at once, all but one. Who has nothing to spare but has
+ * more than the one in want, by two at least, stops choosing ports of one slice; it is given back when its last flow
+ * has ended and its last port has rested. So none is wired to a worker, and none moves to and fro between two that are
+ * both short.
  */
 #ifndef HP_SLICES_H
 #define HP_SLICES_H

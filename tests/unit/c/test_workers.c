@@ -56,7 +56,7 @@ static void test_packets_reach_who_has_their_flow(void **state) {
     recipe r =
         from_inside(protocols[i / TUNNELS % 3], (uint16_t)(4000 + i), protocols[i / TUNNELS % 3] == HP_ICMP ? 0 : 80);
     assert_int_equal(pass(l, tunnel, &r), HP_FORWARD);
-    uint32_t slice = (outside_port(l) - HP_PORT_FIRST) / HP_SLICE_PORTS;
+    uint32_t slice = ((uint32_t)outside_port(l) - HP_PORT_FIRST) / HP_SLICE_PORTS;
     assert_int_equal(hp_slice_owner(&l->engine->workers[0].ports, 0, slice), worker_of(l, tunnel)->number + 1);
     recipe answer = answer_to_last(l, HP_SYN | HP_ACK);
     assert_int_equal(pass(l, ENI, &answer), HP_FORWARD);
@@ -242,7 +242,7 @@ static void test_a_slice_in_use_stays(void **state) {
   lab *l = two_workers(&many);
   recipe r = from_inside(HP_UDP, 4000, 9);
   assert_int_equal(pass(l, TUNNEL + 1, &r), HP_FORWARD);
-  uint32_t slice = (outside_port(l) - HP_PORT_FIRST) / HP_SLICE_PORTS;
+  uint32_t slice = ((uint32_t)outside_port(l) - HP_PORT_FIRST) / HP_SLICE_PORTS;
   sweep(l, 400000);
   assert_int_equal(flows_of(l, 1), 0);
   assert_int_equal(slices_of(l, 1), 16);
