@@ -7,6 +7,8 @@ arrive at one queue, as of a device that was handed in, and are handed over.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -16,6 +18,8 @@ import pytest_asyncio
 
 from hyperplane.linux import steering, tun
 
+from .daemons import SMALL, TestDaemon, declare, start, until
+from .support import SERVER as VPC_SERVER
 from .support import Namespaces, descriptors, eventually
 from .traffic import MIB, connection, datagrams, payload, transfer, udp_socket
 from .world import SERVER, World, each, vpc_namespace, world
@@ -119,3 +123,32 @@ async def test_others_come_and_go_meanwhile(lab: World, netns_factory: Namespace
     assert lab.drops(lab.eni) == {}
     assert all(lab.drops(one.tunnel) == {} for one in lab.environments)
     await eventually(lambda: len(lab.engine.enis) == 1, what="the other ENI is gone")
+
+
+async def test_a_daemon_that_comes_and_goes_and_an_engine_that_is_killed(vpc: str, netns_factory: Namespaces) -> None:
+    boxes = [netns_factory.make("box") for _ in range(2)]
+    with TestDaemon(engine={**SMALL, "workers": 2}) as daemon:
+        daemon.start()
+        async with daemon.client() as client, AsyncExitStack() as stack:
+            await declare(client, vpc)
+            for box in boxes:
+                await start(client, box)
+            pairs = [await stack.enter_async_context(connection(box, vpc, VPC_SERVER)) for box in boxes]
+
+            async def go_on(seed: int) -> None:
+                await each(transfer(pair.client, pair.server, MIB, seed) for pair in pairs)
+                await each(transfer(pair.server, pair.client, MIB, seed + 1) for pair in pairs)
+
+            await go_on(1)
+            daemon.kill()
+            await go_on(3)
+            daemon.start()
+            os.kill(daemon.engine_pid(), signal.SIGKILL)
+            await go_on(5)
+            status = await until(client.status, lambda found: found.engine is not None and found.engine.restarts == 1)
+            assert status.engine
+            workers = status.engine.status.workers
+            assert [worker.flows for worker in workers] == [1, 1]
+            assert all(worker.packets and not worker.handed_over for worker in workers)
+            assert 'hyperplane_worker_flows{worker="1"} 1.0' in await client.metrics()
+            assert (await client.reconcile()).changes == ()

@@ -246,7 +246,7 @@ static void run(uint32_t io, int seconds) {
 }
 
 int main(int argc, char **argv) {
-  int seconds = argc > 1 ? atoi(argv[1]) : 5;
+  int seconds = argc > 1 ? (int)strtol(argv[1], NULL, 10) : 5;
   run(HP_IO_EPOLL, seconds);
   run(HP_IO_URING, seconds);
   return 0;
