@@ -21,13 +21,13 @@
 enum {
   MAX_STEPS = 2000000,
   QUARANTINED = 16 /* entries that are looked at */,
-  RANGES = 32,
+  RANGES = 64,
   SECOND_ENI = 3,
   SECOND_TUNNEL = 4
 };
 
-static const hp_config config = {
-    .max_flows = 24, .max_links = 6, .max_addresses = 3, .drop_records = 64, .port_quarantine = 1000, .seed = 1};
+static hp_config config = {
+    .max_flows = 48, .max_links = 6, .max_addresses = 3, .drop_records = 64, .port_quarantine = 1000, .seed = 1};
 
 /* A part of a region: a quarantine is long and hardly used. */
 typedef struct range {
@@ -47,10 +47,11 @@ static uint32_t ranges_of(const hp_engine *engine, range ranges[RANGES]) {
   const hp_region *regions[HP_MAX_REGIONS];
   uint32_t count = 0, all = hp_all_regions(engine, regions);
   for (uint32_t i = 0; i < all; i++) {
-    if (regions[i] == &engine->workers[0].ports.region) {
+    const hp_worker *worker = &engine->workers[i / HP_WORKER_REGIONS % config.workers];
+    if (regions[i] == &worker->ports.region) {
       ranges[count++] = (range){regions[i]->at, sizeof(hp_ports_shown)};
       for (uint32_t n = 0; n < config.max_addresses; n++) {
-        hp_address *address = &engine->workers[0].ports.addresses[n];
+        hp_address *address = &worker->ports.addresses[n];
         ranges[count++] = (range){(void *)address, offsetof(hp_address, quarantine)};
         for (int kind = 0; kind < 2; kind++)
           ranges[count++] = (range){(void *)address->quarantine[kind], QUARANTINED * sizeof(hp_quarantined)};
@@ -82,7 +83,8 @@ static bool copy_engine(const hp_engine *to, const hp_engine *from) {
 static void become_successor(lab *l) {
   hp_engine *engine = l->engine;
   engine->links_used = engine->shared->links_used;
-  engine->workers[0].now = engine->workers[0].swept_at = engine->workers[0].words->now;
+  for (uint32_t i = 0; i < engine->config.workers; i++)
+    engine->workers[i].now = engine->workers[i].swept_at = engine->workers[i].words->now;
   l->now = engine->workers[0].now;
   hp_engine_repair(engine);
 }
@@ -308,5 +310,8 @@ int main(void) {
       cmocka_unit_test(test_crash_while_a_drop_is_recorded), cmocka_unit_test(test_crash_while_links_come_and_go),
       cmocka_unit_test(test_crash_while_a_tunnel_is_reset),
   };
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  int failed = 0;
+  for (config.workers = 1; config.workers <= 2; config.workers++)
+    failed += cmocka_run_group_tests(tests, NULL, NULL);
+  return failed;
 }

@@ -20,8 +20,6 @@ static const hp_config two = {
 /* Tunnels have numbers from TUNNEL on. */
 static lab *two_workers(const hp_config *config) {
   lab *l = new_lab(config ? config : &two, NULL);
-  for (uint32_t i = 0; i < l->engine->config.workers; i++)
-    l->engine->workers[i].now = l->engine->workers[i].swept_at = l->now;
   for (uint32_t i = 1; i < TUNNELS; i++)
     HOLD(add_tunnel(l, ENI, 0) == TUNNEL + i);
   return l;
@@ -342,6 +340,56 @@ static void test_a_successor_goes_on_with_all(void **state) {
   free(l);
 }
 
+static void spoil(const hp_engine *engine, uint64_t *random) {
+  const hp_region *all[HP_MAX_REGIONS];
+  uint32_t count = hp_all_regions(engine, all);
+  for (uint32_t n = random_below(random, 200) + 1; n; n--) {
+    const hp_region *one = all[random_below(random, count)];
+    uint32_t reach = one->bytes < 16384 ? (uint32_t)one->bytes : 16384; /* where something is */
+    uint8_t *at = (uint8_t *)one->at + random_below(random, reach);
+    *at = random_below(random, 2) ? (uint8_t)next_random(random) : random_below(random, 2) ? 0 : 3;
+  }
+}
+
+/* What tells workers from each other may be nonsense: the successor is sound all the same, and usable. */
+static void test_spoilt_memory_does_no_harm(void **state) {
+  (void)state;
+  uint32_t taken = 0;
+  for (uint64_t round = 1; round <= 150; round++) {
+    uint64_t random = round;
+    hp_region_fd regions[HP_MAX_REGIONS];
+    lab *l = two_workers(NULL), s = {.now = UINT64_MAX / 4};
+    for (uint16_t i = 0; i < 60; i++) {
+      recipe r = from_inside(i % 2 ? HP_TCP : HP_UDP, (uint16_t)(4000 + i), 80);
+      HOLD(pass(l, TUNNEL + i % TUNNELS, &r) == HP_FORWARD);
+    }
+    uint32_t count = hp_engine_regions(l->engine, regions, HP_MAX_REGIONS);
+    spoil(l->engine, &random);
+    s.engine = hp_engine_inherit(&two, regions, count, &s.error);
+    if (s.engine) {
+      taken++;
+      hp_engine_abandon(s.engine, &s.error);
+      hp_eni_config eni = {.addresses = {0xc0000301}, .address_count = 1, .mtu = 1500};
+      int number = hp_eni_add(s.engine, &eni, -1, &s.error);
+      for (uint32_t i = 0; i < WORKERS && number > 0; i++) {
+        recipe r = from_inside(HP_UDP, 4000, 9);
+        hp_packet p = {.data = s.data, .capacity = sizeof s.data, .link = add_tunnel(&s, (uint32_t)number, 0)};
+        p.length = make_packet(s.data, &r);
+        hp_translate(s.engine, &p, 1, s.engine->workers[0].now, &s.error);
+      }
+      hp_sweep(s.engine, s.engine->workers[0].now + 1000, &s.error);
+      for (uint32_t i = 0; i < WORKERS; i++) {
+        check_flow_table(&s.engine->workers[i].flows);
+        check_mappings(&s.engine->workers[i].mappings);
+      }
+    }
+    hp_engine_free(s.engine);
+    hp_engine_free(l->engine);
+    free(l);
+  }
+  assert_true(taken > 50);
+}
+
 static void test_configurations_that_are_refused(void **state) {
   (void)state;
   hp_error error;
@@ -386,6 +434,7 @@ int main(void) {
       cmocka_unit_test(test_an_eni_ends_when_all_workers_have_swept),
       cmocka_unit_test(test_a_tunnel_is_reset_by_its_worker),
       cmocka_unit_test(test_a_successor_goes_on_with_all),
+      cmocka_unit_test(test_spoilt_memory_does_no_harm),
       cmocka_unit_test(test_configurations_that_are_refused),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
