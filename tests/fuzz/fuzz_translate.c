@@ -120,8 +120,9 @@ static void from_inside(world *w) {
 
 /* A live flow, or NULL. */
 static const hp_flow *any_flow(world *w) {
-  const hp_flow_table *table = &w->engine->workers[0].flows;
-  uint32_t used = table->control->used, start = next8(w);
+  uint32_t start = next8(w);
+  const hp_flow_table *table = &w->engine->workers[start % w->engine->config.workers].flows;
+  uint32_t used = table->control->used;
   for (uint32_t i = 0; i < used; i++)
     if (hp_flow_live(&table->flows[(start + i) % used]))
       return &table->flows[(start + i) % used];
@@ -237,7 +238,7 @@ static void sweep(world *w) {
   if (what & 0x80)
     HOLD(hp_sweep(w->engine, w->now, &error) >= 0);
   else
-    hp_expire(w->engine->workers, what);
+    hp_expire(&w->engine->workers[what % w->engine->config.workers], what);
 }
 
 static int add_eni(hp_engine *engine, uint32_t addresses, uint8_t how) {
@@ -330,11 +331,14 @@ static void set_up(world *w) {
                       .drop_records = 64,
                       .refusal_rate = 1 + (more >> 4 & 3),
                       .port_quarantine = 1000,
-                      .seed = 1};
+                      .seed = 1,
+                      .workers = flows != 0xff && more & 0x40 ? 2 : 1};
   w->engine = hp_engine_new(&config, &error);
   HOLD(w->engine);
   /* Not the clock's time, so that an input always does the same; soon the low 32 bits turn over. */
-  w->now = w->engine->workers[0].now = w->engine->workers[0].swept_at = more & 0x80 ? 0x1ffffe000 : 0x100000000;
+  w->now = more & 0x80 ? 0x1ffffe000 : 0x100000000;
+  for (uint32_t i = 0; i < config.workers; i++)
+    w->engine->workers[i].now = w->engine->workers[i].swept_at = w->now;
   HOLD(add_eni(w->engine, flows == 0xff ? 1 : 2, how) == 1 && add_eni(w->engine, 1, more) == 2);
   if (flows == 0xff)
     leave_one_slice(&w->engine->workers[0].ports);
@@ -344,12 +348,12 @@ static void set_up(world *w) {
 /* ---- the end ---- */
 
 /* Of links that stay: those of a removed one are over, though the sweep has not come to them yet. */
-static uint32_t shown_flows(const hp_engine *engine) {
+static uint32_t shown_flows(hp_engine *engine) {
   uint32_t shown = 0;
   for (uint32_t link = 1; link < engine->links_used; link++)
     if (engine->links[link].kind == HP_LINK_TUNNEL && !engine->links[link].draining &&
         !engine->links[engine->links[link].eni].draining)
-      shown += hp_stats(engine->workers, link)->flows;
+      shown += hp_link_flows(engine, link);
   return shown;
 }
 
@@ -377,9 +381,11 @@ static void tear_down(world *w) {
   for (int round = 0; round < 2; round++)
     HOLD(hp_sweep(engine, w->now, &error) >= 0);
   check_engine(engine);
-  HOLD(engine->workers[0].flows.control->live == 0 && engine->workers[0].mappings.control->live == 0 &&
-       engine->draining == 0);
-  HOLD(engine->workers[0].ports.dense_live == 0 && engine->free_count == engine->links_used - 1);
+  for (uint32_t i = 0; i < engine->config.workers; i++) {
+    const hp_worker *worker = &engine->workers[i];
+    HOLD(worker->flows.control->live == 0 && worker->mappings.control->live == 0 && worker->ports.dense_live == 0);
+  }
+  HOLD(engine->draining == 0 && engine->free_count == engine->links_used - 1);
   hp_engine_free(engine);
 }
 
