@@ -6,16 +6,17 @@ BIN := $(VENV)/bin
 EXTENSION := hyperplane/_native.abi3.so
 C_SOURCES := $(wildcard csrc/*.c)
 C_HEADERS := $(wildcard csrc/*.h)
-C_TESTS := $(wildcard tests/unit/c/*.[ch] tests/fuzz/*.[ch] bench/tools/*.c)
+C_TESTS := $(wildcard tests/unit/c/*.[ch] tests/fuzz/*.[ch] tests/tsan/*.c bench/tools/*.c)
 FUZZERS := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 FUZZ_SECONDS := 20
+TSAN_SECONDS := 7
 PIP := $(BIN)/pip --disable-pip-version-check -qq
 PYTEST := $(BIN)/python -m pytest
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench bench-quick lint format lock build clean distclean
-.PHONY: need-demo need-test need-bench need-lint need-run test-plain test-sanitized test-fuzz test-system test-packaging
+.PHONY: need-demo need-test need-bench need-lint need-run test-plain test-sanitized test-fuzz test-tsan test-system test-packaging
 .PHONY: lint-python lint-imports lint-c lint-shell sanitized
 
 help:
@@ -30,7 +31,7 @@ help:
 demo: need-demo $(EXTENSION)
 	@$(BIN)/hyperplane-nat demo
 
-test: need-test test-plain test-sanitized test-fuzz test-system test-packaging
+test: need-test test-plain test-sanitized test-fuzz test-tsan test-system test-packaging
 	@echo "make test: everything passed"
 
 bench: need-bench $(EXTENSION) $(VENV)/all.stamp
@@ -117,6 +118,17 @@ build/fuzz/%: tests/fuzz/%.c $(wildcard tests/fuzz/*.h tests/unit/c/*.h) $(C_SOU
 	@echo "build: compiling $@"
 	@clang -std=gnu11 -O1 -g -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
 		-Icsrc $< $(C_SOURCES) -luring -o $@
+
+# With each I/O engine for so long. link_tun.c is replaced: the links are sockets.
+test-tsan: need-test build/tsan/workers
+	@echo "test: two workers under ThreadSanitizer, $(TSAN_SECONDS) s with each I/O engine"
+	@TSAN_OPTIONS=halt_on_error=1:exitcode=66 build/tsan/workers $(TSAN_SECONDS)
+
+build/tsan/%: tests/tsan/%.c $(wildcard tests/unit/c/*.h) $(C_SOURCES) $(C_HEADERS)
+	@mkdir -p build/tsan
+	@echo "build: compiling $@"
+	@gcc -std=gnu11 -O1 -g -fno-omit-frame-pointer -fsanitize=thread -Wno-tsan -Icsrc $< \
+		$(filter-out csrc/link_tun.c,$(C_SOURCES)) -luring -o $@
 
 test-system: need-test $(EXTENSION) $(VENV)/all.stamp
 	@echo "test: system"

@@ -7,6 +7,7 @@
 #include "nat.h"
 
 #include "security.h"
+#include "slices.h"
 #include "tcp.h"
 
 enum { RECLAIM_PROBES = 64, RECLAIM_AGE = 2000 /* ms: an ended flow rests that long */ };
@@ -24,7 +25,7 @@ static bool valid_destination(const hp_worker *worker, const hp_link *eni, uint3
 static hp_reason admission(const hp_worker *worker, const hp_packet *packet, const hp_item *item) {
   const hp_engine *engine = worker->engine;
   const hp_link *tunnel = &engine->links[packet->link], *eni = &engine->links[tunnel->eni];
-  const hp_link_local *local = &engine->local[tunnel->eni];
+  const hp_rules *rules = __atomic_load_n(&engine->local[tunnel->eni].rules, __ATOMIC_ACQUIRE);
   const hp_headers *h = &item->headers;
   if (h->source != tunnel->address)
     return HP_SPOOFED_SOURCE;
@@ -34,7 +35,7 @@ static hp_reason admission(const hp_worker *worker, const hp_packet *packet, con
     return HP_TCP_OUT_OF_STATE;
   if (tunnel->drain)
     return HP_LINK_DETACHED;
-  if (!hp_security_allows(local->rules, local->rule_count, h))
+  if (!rules || !hp_security_allows(rules->rules, rules->count, h))
     return HP_SECURITY_GROUP;
   return HP_REASON_NONE;
 }
@@ -89,7 +90,7 @@ static bool use_mapping(hp_worker *worker, const hp_link *tunnel, const hp_link 
 /* When every port towards a destination is taken, one of a connection that is over may be used again before
  * its closing timer ends: better than refusing. */
 static bool reclaim(hp_worker *worker, uint32_t address, hp_key *key) {
-  for (int i = 0; i < RECLAIM_PROBES; i++) {
+  for (int i = 0; i < RECLAIM_PROBES && worker->ports.addresses[address].leased; i++) {
     key->ports = (key->ports & 0xffff0000u) | hp_port_random(&worker->ports, address);
     uint32_t number = hp_flow_find(&worker->flows, HP_OUTSIDE, key, hp_key_hash(&worker->flows, key));
     if (number == HP_NONE)
@@ -153,8 +154,8 @@ static void fill_flow(const hp_worker *worker, hp_flow *flow, const hp_item *ite
 /* Makes the taken flow one that its packets find. */
 static hp_reason open_flow(hp_worker *worker, const hp_packet *packet, const hp_item *item, uint32_t number,
                            const hp_key *outside, uint32_t mapping) {
-  hp_link *links = worker->engine->links;
-  hp_link *tunnel = &links[packet->link], *eni = &links[tunnel->eni];
+  const hp_link *links = worker->engine->links;
+  hp_link_stats *tunnel = hp_stats(worker, packet->link), *eni = hp_stats(worker, outside->link >> 8);
   hp_flow *flow = &worker->flows.flows[number];
   fill_flow(worker, flow, item, outside, packet->link, mapping);
   if (mapping != HP_NONE)
@@ -168,6 +169,8 @@ static hp_reason open_flow(hp_worker *worker, const hp_packet *packet, const hp_
   }
   if (item->headers.protocol == HP_TCP)
     hp_tcp_open(flow, packet->data, &item->headers);
+  if (worker->workers > 1)
+    hp_slices_count(worker, outside, 1);
   tunnel->flows++;
   tunnel->flows_created++;
   eni->flows++;
@@ -179,7 +182,7 @@ static hp_reason create(hp_worker *worker, const hp_packet *packet, const hp_ite
   const hp_link *links = worker->engine->links;
   const hp_link *tunnel = &links[packet->link], *eni = &links[tunnel->eni];
   const hp_headers *h = &item->headers;
-  if (tunnel->max_flows && tunnel->flows >= tunnel->max_flows)
+  if (tunnel->max_flows && hp_stats(worker, packet->link)->flows >= tunnel->max_flows)
     return HP_FLOW_QUOTA;
   *number = hp_flow_take(&worker->flows);
   if (*number == HP_NONE)

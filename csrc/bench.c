@@ -124,7 +124,7 @@ static int open_flows(hp_engine *engine, traffic *t, hp_error *error) {
   for (uint32_t flow = 0; flow < t->flows; flow++) {
     hp_packet packet = {.data = buffer};
     write_packet(t, flow << 1, &packet);
-    hp_nat_batch(&engine->worker, &packet, 1);
+    hp_nat_batch(engine->workers, &packet, 1);
     if (packet.verdict != HP_FORWARD)
       return hp_fail(error, 0, "flow %u of %u was not made: %s", flow, t->flows, hp_reason_name(packet.reason));
     t->ports[flow] = hp_get16(buffer + HP_VNET_HEADER + HP_IPV4_HEADER);
@@ -134,7 +134,7 @@ static int open_flows(hp_engine *engine, traffic *t, hp_error *error) {
 
 __attribute__((noinline)) static void translate_with_engine(void *context, traffic *t) {
   hp_engine *engine = context;
-  hp_nat_batch(&engine->worker, t->packets, HP_BATCH);
+  hp_nat_batch(engine->workers, t->packets, HP_BATCH);
 }
 
 static hp_engine *engine_for(traffic *t, int huge_pages, hp_error *error) {

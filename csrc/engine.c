@@ -1,20 +1,24 @@
 /* engine.c: the engine's life, the way commands take, and the packet path in memory.
  *
- * Every change is a command (hp_engine_run): while the worker runs, it carries the command out between
- * two batches and the caller waits for that; else the caller does it. So links need no lock, and a
- * change never stops traffic.
+ * Changes are made by callers, one at a time (hp_engine_run). What concerns what a worker owns is carried out by that
+ * worker between two batches (hp_worker_run), and the caller waits for that; while the workers do not run, the caller
+ * does it. So links need no lock, and a change never stops traffic: the other workers do not even notice.
  */
 #define _GNU_SOURCE
 #include "engine.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "links.h"
 #include "nat.h"
+#include "slices.h"
+#include "steer.h"
 
 enum { MAX_REFUSAL_RATE = 1000000 };
 
@@ -43,6 +47,10 @@ static int check_config(const hp_config *c, hp_error *error) {
     return hp_fail(error, EINVAL, "buffers is %u; it must be a power of two, at most 32768", c->buffers);
   if (c->io > HP_IO_EPOLL)
     return hp_fail(error, EINVAL, "io is %u; it must be one of HP_IO_*", c->io);
+  if (c->workers > HP_MAX_WORKERS)
+    return hp_fail(error, EINVAL, "workers is %u; it must be 0 to %d", c->workers, HP_MAX_WORKERS);
+  if (c->pin_count > HP_MAX_WORKERS)
+    return hp_fail(error, EINVAL, "pin_count is %u; it must be 0 to %d", c->pin_count, HP_MAX_WORKERS);
   return 0;
 }
 
@@ -51,6 +59,7 @@ static void fill_defaults(hp_config *c) {
   c->refusal_rate = c->refusal_rate ? c->refusal_rate : 100;
   c->port_quarantine = c->port_quarantine ? c->port_quarantine : 30000;
   c->buffers = c->buffers ? c->buffers : 256;
+  c->workers = c->workers ? c->workers : 1;
   uint32_t records = 64;
   while (records < c->drop_records)
     records *= 2;
@@ -62,13 +71,12 @@ static int open_shared(hp_engine *engine, const hp_given *given, hp_error *error
   hp_config *c = &engine->config;
   if (hp_region_open(&engine->shared_region, given, "hp-shared", sizeof(hp_shared), false, error))
     return -1;
-  hp_shared *shared = engine->worker.shared = engine->shared = engine->shared_region.at;
+  hp_shared *shared = engine->shared = engine->shared_region.at;
   if (!given) {
     shared->layout = HP_LAYOUT;
     shared->bytes = sizeof *shared;
     shared->config = *c;
     shared->links_used = 1; /* link 0 is never used: a key without link is an empty flow */
-    __atomic_store_n(&shared->now, hp_now(), __ATOMIC_RELAXED);
     return 0;
   }
   if (__atomic_load_n(&shared->magic, __ATOMIC_ACQUIRE) != HP_SHARED_MAGIC)
@@ -80,83 +88,182 @@ static int open_shared(hp_engine *engine, const hp_given *given, hp_error *error
                    shared->layout, HP_LAYOUT);
   const hp_config *had = &shared->config;
   if (had->max_flows != c->max_flows || had->max_mappings != c->max_mappings || had->max_links != c->max_links ||
-      had->max_addresses != c->max_addresses || had->drop_records != c->drop_records)
+      had->max_addresses != c->max_addresses || had->drop_records != c->drop_records || had->workers != c->workers)
     return hp_fail(
         error, EINVAL,
         "the memory was made for max_flows %u, max_mappings %u, max_links %u, max_addresses %u, drop_records "
-        "%u; give the same configuration",
-        had->max_flows, had->max_mappings, had->max_links, had->max_addresses, had->drop_records);
+        "%u, workers %u; give the same configuration",
+        had->max_flows, had->max_mappings, had->max_links, had->max_addresses, had->drop_records, had->workers);
   return 0;
 }
 
-static int worker_open(hp_worker *worker, const hp_config *c, const hp_given *given, hp_error *error) {
+/* Regions are opened by names that know no worker. Those of worker 0 bear them; of the others they end in its
+ * number: "hp-flows.1". */
+static uint32_t regions_of(uint32_t worker, const hp_given *given, hp_region_fd *own) {
+  char suffix[8];
+  uint32_t count = 0;
+  snprintf(suffix, sizeof suffix, ".%u", worker);
+  for (uint32_t i = 0; i < given->count && count < HP_MAX_REGIONS; i++) {
+    const char *name = given->regions[i].name, *dot = memchr(name, '.', HP_REGION_NAME);
+    if (worker == 0 ? dot != NULL : !dot || strncmp(dot, suffix, HP_REGION_NAME - (size_t)(dot - name)) != 0)
+      continue;
+    own[count] = given->regions[i];
+    if (dot)
+      own[count].name[dot - name] = 0;
+    count++;
+  }
+  return count;
+}
+
+static void name_regions(hp_worker *worker) {
+  const hp_region *regions[HP_MAX_REGIONS];
+  hp_worker_regions(worker, regions);
+  for (int i = 0; i < HP_WORKER_REGIONS; i++) {
+    hp_region *region = (hp_region *)(uintptr_t)regions[i];
+    size_t length = strnlen(region->name, HP_REGION_NAME);
+    snprintf(region->name + length, HP_REGION_NAME - length, ".%u", worker->number);
+  }
+}
+
+static int open_tables(hp_worker *worker, const hp_given *given, hp_error *error) {
+  const hp_engine *engine = worker->engine;
+  const hp_config *c = &engine->config;
   bool huge = c->huge_pages && !(given && given->read_only);
-  if (hp_flow_table_open(&worker->flows, given, c->max_flows, c->seed, huge, error) ||
-      hp_mapping_table_open(&worker->mappings, given, c->max_mappings, worker->flows.seed, error) ||
-      hp_ports_open(&worker->ports, given, c->max_addresses, c->max_flows, c->port_quarantine, c->seed, error) ||
-      hp_region_open(&worker->drop_region, given, "hp-drops", c->drop_records * sizeof(hp_drop), false, error))
+  uint64_t seed = c->seed ? c->seed + worker->number : 0;
+  uint32_t mappings = (c->max_mappings + c->workers - 1) / c->workers;
+  const hp_ports *first = worker->number ? &engine->workers[0].ports : NULL;
+  uint64_t stats = sizeof(hp_worker_words) + (c->max_links + 1ull) * sizeof(hp_link_stats);
+  if (hp_flow_table_open(&worker->flows, given, engine->flows_each, seed, huge, error) ||
+      hp_mapping_table_open(&worker->mappings, given, mappings, worker->flows.seed, error) ||
+      hp_ports_open(&worker->ports, given, first, c->max_addresses, engine->flows_each, c->port_quarantine, seed,
+                    error) ||
+      hp_region_open(&worker->stats_region, given, "hp-counters", stats, false, error))
     return -1;
-  worker->drops = worker->drop_region.at;
-  worker->drop_mask = c->drop_records - 1;
-  worker->now = __atomic_load_n(&worker->shared->now, __ATOMIC_RELAXED);
-  worker->swept_at = worker->now;
+  worker->words = worker->stats_region.at;
+  worker->stats = (void *)(worker->words + 1);
+  worker->ports.worker = worker->number;
+  worker->ports.workers = c->workers;
   return 0;
+}
+
+static int worker_open(hp_worker *worker, const hp_given *given, hp_error *error) {
+  hp_region_fd own[HP_MAX_REGIONS];
+  hp_given given_own;
+  if (given)
+    given_own =
+        (hp_given){.regions = own, .count = regions_of(worker->number, given, own), .read_only = given->read_only};
+  int result = open_tables(worker, given ? &given_own : NULL, error);
+  if (result == 0 && worker->number)
+    name_regions(worker);
+  if (result || worker->engine->read_only)
+    return result;
+  const hp_config *c = &worker->engine->config;
+  worker->leaving = calloc(c->max_links + 1, sizeof *worker->leaving);
+  if (!worker->leaving)
+    return hp_fail(error, ENOMEM, "no memory for %u links; lower max_links", c->max_links);
+  worker->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  if (worker->wake < 0)
+    return hp_fail(error, errno, "eventfd: %s; raise the limit of open files (ulimit -n)", strerror(errno));
+  if (!given)
+    __atomic_store_n(&worker->words->now, hp_now(), __ATOMIC_RELAXED);
+  worker->now = worker->swept_at = worker->words->now;
+  return 0;
+}
+
+static void worker_free(hp_worker *worker) {
+  hp_region_free(&worker->stats_region);
+  hp_ports_free(&worker->ports);
+  hp_mapping_table_free(&worker->mappings);
+  hp_flow_table_free(&worker->flows);
+  if (worker->wake >= 0)
+    close(worker->wake);
+  free(worker->leaving);
+  sem_destroy(&worker->started);
 }
 
 static void measure(hp_engine *engine) {
-  const hp_region *regions[HP_REGIONS];
-  hp_memory memory = {.regions = HP_REGIONS};
-  hp_all_regions(engine, regions);
-  for (int i = 0; i < HP_REGIONS; i++) {
+  const hp_region *regions[HP_MAX_REGIONS];
+  uint32_t count = hp_all_regions(engine, regions);
+  hp_memory memory = {.regions = count};
+  uint64_t flows = 0;
+  for (uint32_t i = 0; i < count; i++) {
     memory.bytes += regions[i]->bytes;
     memory.huge_bytes += regions[i]->huge;
-    if (i + 1 == HP_FLOW_REGIONS)
-      memory.bytes_per_flow = (uint32_t)(memory.bytes / engine->config.max_flows);
+    if (i < HP_WORKER_REGIONS * engine->config.workers && i % HP_WORKER_REGIONS < HP_FLOW_REGIONS)
+      flows += regions[i]->bytes;
   }
+  memory.bytes_per_flow = (uint32_t)(flows / engine->config.max_flows);
   engine->shared->memory = memory;
 }
 
-static int open_all(hp_engine *engine, const hp_given *given, hp_error *error) {
+static int open_links(hp_engine *engine, const hp_given *given, hp_error *error) {
   const hp_config *c = &engine->config;
   engine->local = calloc(c->max_links + 1, sizeof *engine->local);
   engine->free_links = calloc(c->max_links + 1, sizeof *engine->free_links);
   if (!engine->local || !engine->free_links)
     return hp_fail(error, ENOMEM, "no memory for %u links; lower max_links", c->max_links);
-  engine->wake = engine->read_only ? -1 : eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-  if (engine->wake < 0 && !engine->read_only)
-    return hp_fail(error, errno, "eventfd: %s; raise the limit of open files (ulimit -n)", strerror(errno));
   uint64_t links = (c->max_links + 1ull) * sizeof(hp_link);
-  if (open_shared(engine, given, error) ||
-      hp_region_open(&engine->link_region, given, "hp-links", links, false, error) ||
-      worker_open(&engine->worker, c, given, error))
+  if (hp_region_open(&engine->link_region, given, "hp-links", links, false, error))
     return -1;
   engine->links = engine->link_region.at;
   uint32_t used = engine->shared->links_used;
   if (used < 1 || used > c->max_links + 1)
     return hp_fail(error, EBADMSG, "the memory says that %u links were used, of %u", used, c->max_links);
   engine->links_used = used;
+  return 0;
+}
+
+static int open_all(hp_engine *engine, const hp_given *given, hp_error *error) {
+  const hp_config *c = &engine->config;
+  if (open_shared(engine, given, error) || open_links(engine, given, error) ||
+      hp_region_open(&engine->drop_region, given, "hp-drops", c->drop_records * sizeof(hp_drop), false, error))
+    return -1;
+  engine->drops = engine->drop_region.at;
+  engine->drop_mask = c->drop_records - 1;
+  for (uint32_t i = 0; i < c->workers; i++) {
+    engine->workers[i].shared = engine->shared;
+    if (worker_open(&engine->workers[i], given, error))
+      return -1;
+  }
   if (!engine->read_only)
     measure(engine);
   return 0;
 }
 
+static hp_worker *make_workers(hp_engine *engine) {
+  uint32_t count = engine->config.workers;
+  hp_worker *workers = aligned_alloc(64, count * sizeof *workers);
+  if (!workers)
+    return NULL;
+  memset(workers, 0, count * sizeof *workers);
+  for (uint32_t i = 0; i < count; i++) {
+    workers[i].engine = engine;
+    workers[i].number = i;
+    workers[i].workers = count;
+    workers[i].wake = -1;
+    sem_init(&workers[i].started, 0, 0);
+  }
+  return workers;
+}
+
 hp_engine *hp_engine_open(const hp_config *config, const hp_given *given, hp_error *error) {
   if (check_config(config, error))
     return NULL;
-  hp_engine *engine = aligned_alloc(64, sizeof *engine);
+  hp_engine *engine = calloc(1, sizeof *engine);
   if (!engine) {
     hp_fail(error, ENOMEM, "no memory for the engine");
     return NULL;
   }
-  memset(engine, 0, sizeof *engine);
   engine->config = *config;
   fill_defaults(&engine->config);
+  engine->flows_each = (engine->config.max_flows + engine->config.workers - 1) / engine->config.workers;
   engine->read_only = given && given->read_only;
-  engine->worker.engine = engine;
-  engine->wake = -1;
+  engine->workers = make_workers(engine);
+  hp_random_init(&engine->random, config->seed);
   pthread_mutex_init(&engine->caller, NULL);
-  sem_init(&engine->started, 0, 0);
-  if (open_all(engine, given, error) == 0)
+  if (!engine->workers)
+    hp_fail(error, ENOMEM, "no memory for %u workers", engine->config.workers);
+  else if (open_all(engine, given, error) == 0)
     return engine;
   hp_engine_free(engine);
   return NULL;
@@ -173,20 +280,16 @@ void hp_engine_free(hp_engine *engine) {
   if (!engine)
     return;
   hp_engine_stop(engine);
-  hp_worker *worker = &engine->worker;
   for (uint32_t link = 1; engine->local && link < engine->links_used; link++)
-    free(engine->local[link].rules);
-  hp_region_free(&worker->drop_region);
-  hp_ports_free(&worker->ports);
-  hp_mapping_table_free(&worker->mappings);
-  hp_flow_table_free(&worker->flows);
+    hp_link_forget(engine, link);
+  for (uint32_t i = engine->workers ? engine->config.workers : 0; i-- > 0;) /* the first has what others share */
+    worker_free(&engine->workers[i]);
+  hp_region_free(&engine->drop_region);
   hp_region_free(&engine->link_region);
   hp_region_free(&engine->shared_region);
-  if (engine->wake >= 0)
-    close(engine->wake);
+  free(engine->workers);
   free(engine->local);
   free(engine->free_links);
-  sem_destroy(&engine->started);
   pthread_mutex_destroy(&engine->caller);
   free(engine);
 }
@@ -203,7 +306,7 @@ int hp_engine_start(hp_engine *engine, hp_error *error) {
   pthread_mutex_lock(&engine->caller);
   int result = engine->running ? hp_fail(error, EALREADY, "the engine is running already") : 0;
   if (result == 0)
-    result = hp_worker_start(engine, error);
+    result = hp_workers_start(engine, error);
   pthread_mutex_unlock(&engine->caller);
   return result;
 }
@@ -211,7 +314,7 @@ int hp_engine_start(hp_engine *engine, hp_error *error) {
 void hp_engine_stop(hp_engine *engine) {
   pthread_mutex_lock(&engine->caller);
   if (engine->running)
-    hp_worker_stop(engine);
+    hp_workers_stop(engine);
   pthread_mutex_unlock(&engine->caller);
 }
 
@@ -220,71 +323,117 @@ void hp_engine_stop(hp_engine *engine) {
 int hp_engine_run(hp_engine *engine, int (*run)(hp_engine *, void *, hp_error *), void *arguments, hp_error *error) {
   if (check_own(engine, error))
     return -1;
-  hp_command command = {.run = run, .arguments = arguments, .error = error};
   pthread_mutex_lock(&engine->caller);
-  if (!engine->running) {
-    int result = run(engine, arguments, error);
-    pthread_mutex_unlock(&engine->caller);
-    return result;
-  }
-  /* The mutex is held until it is done: one command at a time is under way, so the ring has room. */
+  hp_links_collect(engine);
+  int result = run(engine, arguments, error);
+  pthread_mutex_unlock(&engine->caller);
+  return result;
+}
+
+int hp_worker_run(hp_worker *worker, int (*run)(hp_worker *, void *, hp_error *), void *arguments, hp_error *error) {
+  if (!worker->engine->running)
+    return run(worker, arguments, error);
+  hp_command command = {.run = run, .arguments = arguments, .error = error};
   sem_init(&command.done, 0, 0);
-  uint32_t tail = engine->ring_tail;
-  engine->ring[tail % HP_COMMANDS] = &command;
-  __atomic_store_n(&engine->ring_tail, tail + 1, __ATOMIC_RELEASE);
-  uint64_t one = 1;
-  if (write(engine->wake, &one, sizeof one) < 0 && errno != EAGAIN) /* EAGAIN: it is awake already */
-    abort();
+  __atomic_store_n(&worker->command, &command, __ATOMIC_RELEASE); /* one caller, so one command at a time */
+  hp_worker_wake(worker);
   while (sem_wait(&command.done))
     ;
-  pthread_mutex_unlock(&engine->caller);
   sem_destroy(&command.done);
   return command.result;
 }
 
 /* ---- the packet path in memory ---- */
 
-int hp_translate(hp_engine *engine, hp_packet *packets, uint32_t count, uint64_t now, hp_error *error) {
-  hp_worker *worker = &engine->worker;
-  if (check_own(engine, error))
-    return -1;
+/* Whether the caller may do what is the workers' while they run. */
+static int check_still(const hp_engine *engine, uint64_t now, const char *what, hp_error *error) {
+  uint64_t latest = engine->workers[0].now;
+  if (engine->running)
+    return hp_fail(error, EBUSY, "the engine is running: its workers alone %s; stop it first", what);
+  if (now < latest)
+    return hp_fail(error, EINVAL, "the time goes back: now is %llu, was %llu", (unsigned long long)now,
+                   (unsigned long long)latest);
+  return 0;
+}
+
+static int check_packets(const hp_engine *engine, const hp_packet *packets, uint32_t count, hp_error *error) {
   for (uint32_t i = 0; i < count; i++)
     if (packets[i].link == 0 || packets[i].link >= engine->links_used || packets[i].length > packets[i].capacity)
       return hp_fail(error, EINVAL, "packet %u: link %u is unknown, or its length %u exceeds its capacity %u", i,
                      packets[i].link, packets[i].length, packets[i].capacity);
+  return 0;
+}
+
+/* The worker that a packet would arrive at. */
+static hp_worker *worker_for(const hp_engine *engine, const hp_packet *packet) {
+  const hp_link *link = &engine->links[packet->link];
+  uint32_t number = link->kind == HP_LINK_TUNNEL ? link->worker : hp_steer(&engine->workers[0].ports, link, packet);
+  return &engine->workers[number];
+}
+
+uint32_t hp_packet_worker(hp_engine *engine, const hp_packet *packet) {
   pthread_mutex_lock(&engine->caller);
-  int result = 0;
-  if (engine->running)
-    result = hp_fail(error, EBUSY, "the engine is running: its worker alone translates; stop it first");
-  else if (now < worker->now)
-    result = hp_fail(error, EINVAL, "the time goes back: now is %llu, was %llu", (unsigned long long)now,
-                     (unsigned long long)worker->now);
+  uint32_t number = packet->link < engine->links_used ? worker_for(engine, packet)->number : 0;
+  pthread_mutex_unlock(&engine->caller);
+  return number;
+}
+
+/* Packets in a row of the same worker are a batch. */
+static void translate_all(const hp_engine *engine, hp_packet *packets, uint32_t count) {
+  for (uint32_t i = 0, end; i < count; i = end) {
+    hp_worker *worker = engine->workers;
+    if (engine->config.workers > 1)
+      worker = worker_for(engine, &packets[i]);
+    for (end = i + 1; end < count && end - i < HP_BATCH; end++)
+      if (engine->config.workers > 1 && worker_for(engine, &packets[end]) != worker)
+        break;
+    hp_nat_batch(worker, packets + i, end - i);
+  }
+}
+
+/* What the workers do for each other between two batches while they run. */
+static void share_slices(hp_engine *engine) {
+  bool in_need = false;
+  for (uint32_t i = 0; i < engine->config.workers; i++) {
+    in_need |= engine->workers[i].ports.in_need;
+    engine->workers[i].ports.in_need = false;
+  }
+  for (uint32_t i = 0; in_need && i < engine->config.workers; i++)
+    hp_slices_turn(&engine->workers[i]);
+}
+
+int hp_translate(hp_engine *engine, hp_packet *packets, uint32_t count, uint64_t now, hp_error *error) {
+  if (check_own(engine, error))
+    return -1;
+  pthread_mutex_lock(&engine->caller);
+  int result = check_packets(engine, packets, count, error);
   if (result == 0)
-    hp_clock_set(worker, now);
-  for (uint32_t i = 0; result == 0 && i < count; i += HP_BATCH)
-    hp_nat_batch(worker, packets + i, count - i < HP_BATCH ? count - i : HP_BATCH);
+    result = check_still(engine, now, "translate", error);
+  for (uint32_t i = 0; result == 0 && i < engine->config.workers; i++)
+    hp_clock_set(&engine->workers[i], now);
+  if (result == 0)
+    translate_all(engine, packets, count);
+  share_slices(engine);
   pthread_mutex_unlock(&engine->caller);
   return result;
 }
 
 int hp_sweep(hp_engine *engine, uint64_t now, hp_error *error) {
-  hp_worker *worker = &engine->worker;
   if (check_own(engine, error))
     return -1;
   pthread_mutex_lock(&engine->caller);
-  int result = 0;
-  if (engine->running)
-    result = hp_fail(error, EBUSY, "the engine is running: its worker alone sweeps; stop it first");
-  else if (now < worker->now)
-    result = hp_fail(error, EINVAL, "the time goes back: now is %llu, was %llu", (unsigned long long)now,
-                     (unsigned long long)worker->now);
-  if (result == 0) {
+  int result = check_still(engine, now, "sweep", error);
+  for (uint32_t i = 0, all = result == 0 ? engine->config.workers : 0; i < all; i++) {
+    hp_worker *worker = &engine->workers[i];
     uint64_t before = worker->flows.control->live;
     hp_clock_set(worker, now);
     worker->cursor = 0;
     hp_expire(worker, UINT32_MAX);
-    result = (int)(before - worker->flows.control->live);
+    if (all > 1)
+      hp_slices_pass(worker);
+    result += (int)(before - worker->flows.control->live);
   }
+  hp_links_collect(engine);
   pthread_mutex_unlock(&engine->caller);
   return result;
 }

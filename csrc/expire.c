@@ -7,28 +7,31 @@
 #include "nat.h"
 
 #include "reset.h"
+#include "slices.h"
 #include "tcp.h"
 
 enum { LONGEST_TIMER = INT32_MAX / 2 /* ms; engine.c accepts no longer one */ };
+
+HP_LOOKS_ON static uint32_t timer(const uint32_t *timer) { return __atomic_load_n(timer, __ATOMIC_RELAXED); }
 
 uint32_t hp_flow_timeout(const hp_link *links, const hp_flow *flow) {
   const hp_half *half = &flow->half[HP_INSIDE];
   const hp_timers *timers = &links[half->out_link].timers;
   switch ((uint8_t)half->key.link) {
   case HP_ICMP:
-    return timers->icmp;
+    return timer(&timers->icmp);
   case HP_UDP:
-    return (half->key.ports & 0xffff) == HP_DNS_PORT ? timers->dns : timers->udp;
+    return timer((half->key.ports & 0xffff) == HP_DNS_PORT ? &timers->dns : &timers->udp);
   default:
     break;
   }
   switch (hp_flow_state(flow)) {
   case HP_STATE_OPENING:
-    return timers->tcp_transitory;
+    return timer(&timers->tcp_transitory);
   case HP_STATE_ESTABLISHED:
-    return timers->tcp_established;
+    return timer(&timers->tcp_established);
   default:
-    return timers->tcp_closing;
+    return timer(&timers->tcp_closing);
   }
 }
 
@@ -41,12 +44,11 @@ uint32_t hp_flow_refreshed(const hp_flow *flow, uint64_t now) {
 }
 
 void hp_flow_end(hp_worker *worker, uint32_t number) {
-  hp_link *links = worker->engine->links;
   const hp_flow *flow = &worker->flows.flows[number];
   hp_key outside = flow->half[HP_OUTSIDE].key;
-  uint32_t mapping = flow->half[HP_OUTSIDE].sequence;
-  hp_link *tunnel = &links[flow->half[HP_OUTSIDE].out_link], *eni = &links[flow->half[HP_INSIDE].out_link];
-  worker->engine->resetting -= tunnel->drain == HP_DRAIN_RESET && tunnel->flows == 1;
+  uint32_t mapping = flow->half[HP_OUTSIDE].sequence, link = flow->half[HP_OUTSIDE].out_link;
+  hp_link_stats *tunnel = hp_stats(worker, link), *eni = hp_stats(worker, flow->half[HP_INSIDE].out_link);
+  worker->resetting -= worker->engine->links[link].drain == HP_DRAIN_RESET && tunnel->flows == 1;
   hp_flow_remove(&worker->flows, number);
   hp_mapping ended;
   if (mapping != HP_NONE && hp_mapping_drop(&worker->mappings, mapping, &ended)) {
@@ -54,6 +56,8 @@ void hp_flow_end(hp_worker *worker, uint32_t number) {
     hp_port_give(&worker->ports, ended.address, kind, ended.outside_port, worker->now);
   }
   hp_port_ended(&worker->ports, &worker->flows, &outside);
+  if (worker->workers > 1)
+    hp_slices_count(worker, &outside, -1);
   tunnel->flows--;
   tunnel->flows_ended++;
   eni->flows--;
@@ -74,8 +78,8 @@ static bool is_over(hp_worker *worker, uint32_t number) {
     return false;
   const hp_link *tunnel = &links[flow->half[HP_OUTSIDE].out_link], *eni = &links[flow->half[HP_INSIDE].out_link];
   if (tunnel->drain == HP_DRAIN_RESET)
-    return hp_reset_flow(worker, number) || tunnel->draining || eni->draining;
-  if (tunnel->draining || eni->draining)
+    return hp_reset_flow(worker, number) || hp_link_draining(tunnel) || hp_link_draining(eni);
+  if (hp_link_draining(tunnel) || hp_link_draining(eni))
     return true;
   keep_in_reach(&flow->half[HP_INSIDE], worker->now);
   keep_in_reach(&flow->half[HP_OUTSIDE], worker->now);
@@ -85,9 +89,8 @@ static bool is_over(hp_worker *worker, uint32_t number) {
 }
 
 uint32_t hp_expire(hp_worker *worker, uint32_t budget) {
-  const hp_engine *engine = worker->engine;
   uint32_t used = worker->flows.control->used, ended = 0;
-  bool all = engine->draining || engine->resetting;
+  bool all = worker->leaving_count || worker->resetting;
   for (; budget && worker->cursor < used && !hp_resets_used_up(worker); budget--) {
     uint32_t number = worker->cursor++;
     bool due = (int32_t)((uint32_t)worker->now - worker->flows.cold[number].deadline) >= 0;
@@ -100,8 +103,8 @@ uint32_t hp_expire(hp_worker *worker, uint32_t budget) {
   if (worker->cursor >= used) {
     worker->cursor = 0;
     worker->pass++;
-    if (engine->draining)
-      hp_links_drained(worker->engine);
+    if (worker->leaving_count)
+      hp_links_left(worker);
   }
   return ended;
 }
@@ -109,7 +112,7 @@ uint32_t hp_expire(hp_worker *worker, uint32_t budget) {
 void hp_clock_set(hp_worker *worker, uint64_t now) {
   bool jumped = now - worker->now > LONGEST_TIMER;
   worker->now = now;
-  __atomic_store_n(&worker->shared->now, now, __ATOMIC_RELAXED); /* readers look at it */
+  __atomic_store_n(&worker->words->now, now, __ATOMIC_RELAXED); /* readers look at it */
   if (!jumped)
     return;
   for (uint32_t number = 0; number < worker->flows.control->used; number++)

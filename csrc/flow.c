@@ -154,7 +154,7 @@ void hp_flow_remove(hp_flow_table *table, uint32_t number) {
   STORE(table->control->journal, 0);
 }
 
-bool hp_flow_read(const hp_flow_table *table, uint32_t number, hp_flow *copy, hp_flow_cold *cold) {
+HP_LOOKS_ON bool hp_flow_read(const hp_flow_table *table, uint32_t number, hp_flow *copy, hp_flow_cold *cold) {
   const hp_flow *flow = &table->flows[number];
   for (int attempt = 0; attempt < 100; attempt++) {
     uint32_t before = LOAD(flow->half[HP_INSIDE].sequence);

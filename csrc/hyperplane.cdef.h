@@ -21,7 +21,8 @@ enum {
   HP_MAX_RULES = 1024,     /* rules of one ENI's security groups together */
   HP_REASONS = 48,         /* room for drop reasons in a counter block */
   HP_REGION_NAME = 32,     /* room for the name of a region, 0 at its end included */
-  HP_REGIONS = 14,         /* an engine's regions */
+  HP_MAX_REGIONS = 250,    /* an engine's regions, whatever its workers: fit one SCM_RIGHTS message */
+  HP_MAX_WORKERS = 16,
   HP_ERROR_TEXT = 240
 };
 
@@ -53,13 +54,14 @@ typedef enum hp_reason {
   HP_TCP_OUT_OF_STATE,     /* from inside, TCP without SYN and without a flow */
   HP_FLOW_TABLE_FULL,      /* --max-flows reached */
   HP_FLOW_QUOTA,           /* the tunnel's own limit of flows reached */
-  HP_PORTS_EXHAUSTED,      /* every outside port is taken for this destination */
+  HP_PORTS_EXHAUSTED,      /* every outside port that the tunnel's worker can have is taken for this destination */
   HP_TTL_EXCEEDED,         /* TTL reached 0 here */
   HP_FRAGMENTATION_NEEDED, /* larger than the next link's MTU with DF set */
   HP_LINK_DETACHED,        /* the link it came from or should leave by is gone or drained */
   HP_OUTPUT_FULL,          /* the outgoing link's queue had no room */
   HP_OUTPUT_ERROR,         /* the kernel refused the write */
   HP_SOURCE_ROUTE,         /* IPv4 source route option, a way round the rules (RFC 7126 4.3 and 4.4) */
+  HP_HANDOVER_FULL,        /* it arrived at another worker than its flow's, and that one's ring had no room */
   HP_REASON_COUNT
 } hp_reason;
 
@@ -99,6 +101,9 @@ typedef struct hp_config {
   uint32_t port_quarantine; /* ms before the port of an ended mapping is given out again; 0: 30,000 */
   uint32_t huge_pages;      /* 1: ask for them, go on without */
   uint64_t seed;            /* 0: random hash keys and ports (use this); else reproducible, for tests */
+  uint32_t workers;         /* threads, each with its share of max_flows and max_mappings, 1..HP_MAX_WORKERS; 0: 1 */
+  uint32_t pin_count;       /* 0: the kernel places them */
+  uint16_t pins[16];        /* HP_MAX_WORKERS: worker n runs on CPU pins[n % pin_count] */
 } hp_config;
 
 typedef struct hp_eni_config {
@@ -108,6 +113,10 @@ typedef struct hp_eni_config {
   uint32_t udp_mapping; /* HP_UDP_* */
   uint32_t silent;      /* 1: refusals are not told to the sender */
   hp_timers timers;
+  uint32_t queue_count; /* further queues of the device: workers - 1, so that each has its own; or 0 */
+  int queues[15];       /* HP_MAX_WORKERS - 1: descriptors of the same kind as the first; its order is the device's */
+  uint32_t steered;     /* 1: .steering is the map of the program that steers the device's packets to queues */
+  int steering;         /* descriptor of a BPF array, which the engine maps: see steer.h */
 } hp_eni_config;
 
 typedef struct hp_tunnel_config {
@@ -204,18 +213,32 @@ typedef struct hp_memory {
   uint32_t regions;
 } hp_memory;
 
+typedef struct hp_worker_status {
+  uint64_t flows;
+  uint64_t loops;   /* turns of its loop */
+  uint64_t batches; /* of these with packets */
+  uint64_t packets; /* received, as read from descriptors */
+  uint64_t writes;
+  uint64_t handed_over; /* packets that it received for other workers */
+  uint64_t taken_over;  /* packets that others received for it */
+} hp_worker_status;
+
+/* Sums over all workers, and each by itself. */
 typedef struct hp_status {
   uint64_t flows;
-  uint64_t flows_high; /* flow numbers below this have been used */
+  uint64_t flows_high; /* flow numbers that have been used */
   uint64_t mappings;
   uint64_t dense_destinations; /* destinations short of ports */
-  uint64_t loops;              /* turns of the worker's loop */
+  uint64_t loops;              /* turns of the workers' loops */
   uint64_t batches;            /* of these with packets */
   uint64_t packets;            /* received, as read from descriptors */
   uint64_t writes;             /* writes to descriptors */
   uint64_t no_buffers;         /* receives ended for want of a buffer */
   uint32_t io;                 /* HP_IO_* in use, HP_IO_AUTO when not running */
   uint32_t running;
+  uint32_t workers;
+  uint32_t reserved;
+  hp_worker_status worker[16]; /* HP_MAX_WORKERS */
 } hp_status;
 
 /* A memfd that holds part of an engine's state. */
@@ -265,6 +288,8 @@ int hp_link_drain(hp_engine *engine, uint32_t link, uint32_t how, hp_error *erro
 int hp_translate(hp_engine *engine, hp_packet *packets, uint32_t count, uint64_t now, hp_error *error);
 /* Ends what is idle at that time, the whole table; returns how many flows ended. */
 int hp_sweep(hp_engine *engine, uint64_t now, hp_error *error);
+/* The worker that such a packet is for; 0 also when it is for none. */
+uint32_t hp_packet_worker(hp_engine *engine, const hp_packet *packet);
 uint64_t hp_now(void);
 
 /* Reading. Never stops the worker; safe from any thread. */

@@ -5,7 +5,7 @@
  * to what its sender had sent, with its checksums, then the outer header. Errors refresh no timer and end
  * no flow (RFC 4787 REQ-12, RFC 5382 REQ-10).
  */
-#include "nat.h"
+#include "handover.h"
 
 /* The key under which answers to the quoted packet arrive at `side`. */
 static hp_key key_of_quote(const hp_quoted *q, int side, uint32_t link) {
@@ -53,6 +53,8 @@ void hp_icmp_error(hp_worker *worker, hp_packet *packet, const hp_item *item) {
   /* An environment answers whoever sent the quoted packet; to anybody else this would be a way round the
    * security groups. From outside any router on the path may speak. */
   bool stray = item->side == HP_INSIDE && h->destination != quoted.source;
+  if (number == HP_NONE && item->side == HP_OUTSIDE && worker->workers > 1 && hp_hand_over(worker, packet, h))
+    return;
   if (number == HP_NONE || stray) {
     hp_drop_packet(worker, packet, h, HP_ICMP_NO_FLOW);
     return;

@@ -13,11 +13,12 @@
 #include "engine.h"
 
 /* One memfd for two regions would have each written over by the other. */
-static int check_apart(const hp_region_fd *regions, uint32_t count, hp_error *error) {
-  struct stat files[HP_REGIONS];
-  if (count > HP_REGIONS)
-    return hp_fail(error, EBADMSG, "%u regions were given, an engine has %d; give those of one engine", count,
-                   HP_REGIONS);
+static int check_apart(const hp_config *config, const hp_region_fd *regions, uint32_t count, hp_error *error) {
+  struct stat files[HP_MAX_REGIONS];
+  uint32_t workers = config->workers ? config->workers : 1, most = hp_region_count(workers);
+  if (count > most || count > HP_MAX_REGIONS)
+    return hp_fail(error, EBADMSG, "%u regions were given, an engine of %u workers has %u; give those of one engine",
+                   count, workers, most);
   for (uint32_t i = 0; i < count; i++) {
     if (fstat(regions[i].fd, &files[i]))
       return hp_fail(error, errno, "%.31s: descriptor %d: %s; give open descriptors", regions[i].name, regions[i].fd,
@@ -31,18 +32,18 @@ static int check_apart(const hp_region_fd *regions, uint32_t count, hp_error *er
 }
 
 uint32_t hp_engine_regions(hp_engine *engine, hp_region_fd *regions, uint32_t room) {
-  const hp_region *all[HP_REGIONS];
-  hp_all_regions(engine, all);
-  for (uint32_t i = 0; i < HP_REGIONS && i < room; i++) {
+  const hp_region *all[HP_MAX_REGIONS];
+  uint32_t count = hp_all_regions(engine, all);
+  for (uint32_t i = 0; i < count && i < room; i++) {
     regions[i].fd = all[i]->fd;
     memcpy(regions[i].name, all[i]->name, sizeof regions[i].name);
   }
-  return HP_REGIONS;
+  return count;
 }
 
 hp_engine *hp_engine_inherit(const hp_config *config, const hp_region_fd *regions, uint32_t count, hp_error *error) {
   const hp_given given = {.regions = regions, .count = count};
-  if (check_apart(regions, count, error))
+  if (check_apart(config, regions, count, error))
     return NULL;
   hp_engine *engine = hp_engine_open(config, &given, error);
   if (engine)
@@ -52,5 +53,5 @@ hp_engine *hp_engine_inherit(const hp_config *config, const hp_region_fd *region
 
 hp_engine *hp_reader_new(const hp_config *config, const hp_region_fd *regions, uint32_t count, hp_error *error) {
   const hp_given given = {.regions = regions, .count = count, .read_only = true};
-  return check_apart(regions, count, error) ? NULL : hp_engine_open(config, &given, error);
+  return check_apart(config, regions, count, error) ? NULL : hp_engine_open(config, &given, error);
 }

@@ -139,7 +139,7 @@ int hp_io_check_add(const hp_io_config *config, uint32_t link, int fd, int group
     return hp_fail(error, EEXIST, "link %u: it has a descriptor already; remove it first", link);
   if (fd < 0)
     return hp_fail(error, EBADF, "link %u: descriptor %d is not open", link, fd);
-  if (group < 0 || group >= HP_GROUPS)
+  if (group < 0 || group > HP_GROUP_NONE)
     return hp_fail(error, EINVAL, "link %u: no buffer group %d; there are %d", link, group, HP_GROUPS);
   return 0;
 }

@@ -12,7 +12,7 @@
 typedef struct hp_io hp_io;
 
 /* Links of one kind share receive buffers, so that a flood from tunnels leaves the ENIs theirs. */
-enum { HP_GROUP_TUNNELS = 0, HP_GROUP_ENIS = 1, HP_GROUPS = 2 };
+enum { HP_GROUP_TUNNELS = 0, HP_GROUP_ENIS = 1, HP_GROUPS = 2, HP_GROUP_NONE = 2 /* is only sent to */ };
 
 typedef struct hp_io_counters {
   uint64_t packets;    /* received */
@@ -42,7 +42,8 @@ typedef struct hp_io_ops {
   hp_io *(*open)(const hp_io_config *config, hp_error *error);
   /* Frees everything, waits for what is under way. */
   void (*close)(hp_io *io);
-  /* Starts receiving from fd. The caller keeps fd open until remove() has returned. */
+  /* Starts receiving from fd, unless its group is HP_GROUP_NONE. The caller keeps fd open until remove() has returned.
+   */
   int (*add)(hp_io *io, uint32_t link, int fd, int group, hp_error *error);
   /* On return nothing refers to the descriptor any more: closing it is the caller's, and the last
    * close of a TUN takes milliseconds, so it must not be this thread's. */

@@ -120,17 +120,20 @@ static int poll_add(hp_io *io, uint32_t number, int fd, int group, hp_error *err
   if (hp_io_check_add(&io->config, number, fd, group, taken, error))
     return -1;
   struct epoll_event event = {.events = EPOLLIN, .data.u32 = number};
-  if (epoll_ctl(io->groups[group].epoll, EPOLL_CTL_ADD, fd, &event)) {
+  bool receives = group != HP_GROUP_NONE;
+  if (receives && epoll_ctl(io->groups[group].epoll, EPOLL_CTL_ADD, fd, &event)) {
     const char *remedy = errno == ENOSPC ? "; raise fs.epoll.max_user_watches" : "";
     return hp_fail(error, errno, "link %u: epoll does not take descriptor %d: %s%s", number, fd, strerror(errno),
                    remedy);
   }
-  io->links[number] = (struct link){.fd = fd, .group = (uint8_t)group, .added = true, .watched = true};
+  io->links[number] = (struct link){.fd = fd, .group = (uint8_t)group, .added = true, .watched = receives};
   return 0;
 }
 
 static void unwatch(hp_io *io, uint32_t number) {
   struct link *link = &io->links[number];
+  if (link->group == HP_GROUP_NONE)
+    return;
   struct group *group = &io->groups[link->group];
   if (link->watched)
     epoll_ctl(group->epoll, EPOLL_CTL_DEL, link->fd, NULL);

@@ -265,7 +265,8 @@ static int uring_add(hp_io *io, uint32_t number, int fd, int group, hp_error *er
                      strerror(-result));
   }
   io->links[number] = (struct uring_link){.fd = fd, .group = (uint8_t)group, .added = true};
-  enqueue(io, number, HP_QUEUE_COLD);
+  if (group != HP_GROUP_NONE)
+    enqueue(io, number, HP_QUEUE_COLD);
   return 0;
 }
 

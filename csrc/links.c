@@ -1,16 +1,32 @@
-/* links.c: tunnels and ENIs: made, claimed, given rules, removed. All by command, see engine.c.
+/* links.c: tunnels and ENIs: made, given rules, removed.
  *
- * A removed link drains: packets to it are dropped from then on, the sweep ends its flows, and its number
- * is given out again only after a whole pass, when nothing can name it any more.
+ * A link is written while no worker can name it, then the workers that it concerns start to receive from it: a
+ * tunnel's one, an ENI's all. A removed link drains: packets to it are dropped from then on, each worker's sweep ends
+ * its flows, and its number is given out again only when all have made a whole pass and nothing can name it any more.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
-#include "engine.h"
+#include "handover.h"
 #include "link.h"
+#include "links.h"
+#include "steer.h"
 
 enum { MIN_MTU = 576, MAX_MTU = 65535 };
+
+/* ---- numbers ---- */
+
+/* A tunnel's counts are its worker's alone, an ENI's are everybody's. */
+static void clear_stats(hp_engine *engine, uint32_t number, uint32_t first, uint32_t count) {
+  for (uint32_t i = first; i < first + count; i++) {
+    const hp_worker *worker = &engine->workers[i];
+    *hp_stats(worker, number) =
+        (hp_link_stats){.tokens = engine->config.refusal_rate * 1000,
+                        .tokens_at = (uint32_t)__atomic_load_n(&worker->words->now, __ATOMIC_RELAXED)};
+  }
+}
 
 static uint32_t take_link(hp_engine *engine, uint8_t kind, int fd, hp_error *error) {
   uint32_t number;
@@ -24,10 +40,8 @@ static uint32_t take_link(hp_engine *engine, uint8_t kind, int fd, hp_error *err
   }
   memset(&engine->links[number], 0, sizeof(hp_link));
   engine->links[number].kind = kind;
-  engine->links[number].tokens = engine->config.refusal_rate * 1000;
-  engine->links[number].tokens_at = (uint32_t)engine->worker.now;
-  uint64_t now = hp_now();
-  engine->links[number].since = now > engine->worker.now ? now : engine->worker.now;
+  uint64_t now = hp_now(), latest = __atomic_load_n(&engine->workers[0].words->now, __ATOMIC_RELAXED);
+  engine->links[number].since = now > latest ? now : latest;
   engine->local[number] = (hp_link_local){.fd = fd, .claimed = 1};
   return number;
 }
@@ -38,47 +52,129 @@ static int made(hp_engine *engine, uint32_t number) {
   return (int)number;
 }
 
+void hp_link_forget(hp_engine *engine, uint32_t number) {
+  hp_link_local *local = &engine->local[number];
+  free(local->rules);
+  free(local->fds);
+  hp_steer_unmap(local->steering);
+  *local = (hp_link_local){.fd = -1};
+}
+
 void hp_link_give(hp_engine *engine, uint32_t number) {
   hp_link *link = &engine->links[number];
   __atomic_store_n(&link->ready, 0, __ATOMIC_RELEASE);
   __atomic_thread_fence(__ATOMIC_RELEASE);
   for (uint32_t i = 0; i < link->address_count; i++)
-    hp_address_remove(&engine->worker.ports, link->addresses[i]);
-  free(engine->local[number].rules);
-  engine->local[number] = (hp_link_local){.fd = -1};
+    hp_address_remove(&engine->workers[0].ports, link->addresses[i]);
+  hp_link_forget(engine, number);
   link->kind = HP_LINK_FREE;
   link->draining = 0;
   link->address_count = 0;
   engine->free_links[engine->free_count++] = number;
 }
 
-void hp_links_drained(hp_engine *engine) {
-  for (uint32_t number = 1; number < engine->links_used && engine->draining; number++) {
-    hp_link *link = &engine->links[number];
-    if (!link->draining || engine->worker.pass < link->drain_pass)
-      continue;
+/* ---- removed links ---- */
+
+static void forget_addresses(hp_worker *worker, const hp_link *link) {
+  for (uint32_t i = 0; i < link->address_count; i++)
+    hp_address_forget(&worker->ports, link->addresses[i]);
+}
+
+static void let_go(hp_worker *worker, uint32_t number) {
+  hp_engine *engine = worker->engine;
+  hp_link *link = &engine->links[number];
+  hp_link_local *local = &engine->local[number];
+  forget_addresses(worker, link);
+  if (__atomic_sub_fetch(&local->awaiting, 1, __ATOMIC_ACQ_REL))
+    return;
+  __atomic_store_n(&link->ready, 0, __ATOMIC_RELEASE);
+  __atomic_store_n(&link->kind, HP_LINK_FREE, __ATOMIC_RELEASE);
+  local->next = __atomic_load_n(&engine->returned, __ATOMIC_RELAXED);
+  while (
+      !__atomic_compare_exchange_n(&engine->returned, &local->next, number, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED))
+    ;
+}
+
+void hp_links_left(hp_worker *worker) {
+  uint32_t kept = 0;
+  for (uint32_t i = 0; i < worker->leaving_count; i++) {
+    const hp_leaving leaving = worker->leaving[i];
+    if (worker->pass >= leaving.pass)
+      let_go(worker, leaving.link);
+    else
+      worker->leaving[kept++] = leaving;
+  }
+  worker->leaving_count = kept;
+}
+
+void hp_links_collect(hp_engine *engine) {
+  if (!__atomic_load_n(&engine->returned, __ATOMIC_RELAXED))
+    return;
+  uint32_t next, number = __atomic_exchange_n(&engine->returned, 0, __ATOMIC_ACQUIRE);
+  for (; number; number = next) {
+    next = engine->local[number].next;
     engine->draining--;
     hp_link_give(engine, number);
   }
 }
 
-static int connect_link(hp_engine *engine, uint32_t number, hp_error *error) {
-  const hp_link_local *local = &engine->local[number];
-  if (local->fd < 0 || !engine->worker.io)
-    return 0;
-  int group = engine->links[number].kind == HP_LINK_ENI ? HP_GROUP_ENIS : HP_GROUP_TUNNELS;
-  return engine->worker.io_ops->add(engine->worker.io, number, local->fd, group, error);
+/* ---- descriptors ---- */
+
+int hp_link_fd(const hp_engine *engine, uint32_t link, uint32_t worker, bool *receives) {
+  const hp_link_local *local = &engine->local[link];
+  *receives = local->fds || worker == 0 || engine->links[link].kind == HP_LINK_TUNNEL;
+  return local->fds ? local->fds[worker] : local->fd;
 }
+
+int hp_link_take_queues(hp_engine *engine, uint32_t number, const hp_eni_config *config, int fd, hp_error *error) {
+  hp_link_local *local = &engine->local[number];
+  if (config->steered && !(local->steering = hp_steer_map(config->steering, error)))
+    return -1;
+  local->fd = fd;
+  if (config->queue_count == 0)
+    return 0;
+  local->fds = calloc(engine->config.workers, sizeof *local->fds);
+  if (!local->fds)
+    return hp_fail(error, ENOMEM, "no memory for the queues of an ENI");
+  local->fds[0] = fd;
+  for (uint32_t i = 1; i < engine->config.workers; i++)
+    local->fds[i] = config->queues[i - 1];
+  return 0;
+}
+
+int hp_link_connect(hp_worker *worker, void *arguments, hp_error *error) {
+  return worker->io ? hp_worker_connect(worker, *(const uint32_t *)arguments, error) : 0;
+}
+
+static int disconnect(hp_worker *worker, void *arguments, hp_error *error) {
+  (void)error;
+  uint32_t number = *(const uint32_t *)arguments;
+  bool receives;
+  if (worker->io && hp_link_fd(worker->engine, number, worker->number, &receives) >= 0)
+    worker->io_ops->remove(worker->io, number);
+  return 0;
+}
+
+void hp_link_disconnect(hp_engine *engine, uint32_t number, uint32_t count) {
+  hp_error ignored;
+  for (uint32_t i = 0; i < count; i++)
+    hp_worker_run(&engine->workers[i], disconnect, &number, &ignored);
+}
+
+/* ---- ENIs ---- */
 
 static uint32_t or_default(uint32_t value, uint32_t otherwise) { return value ? value : otherwise; }
 
-static hp_timers fill_timers(const hp_timers *t) {
-  return (hp_timers){.tcp_established = or_default(t->tcp_established, 7440000),
-                     .tcp_transitory = or_default(t->tcp_transitory, 240000),
-                     .tcp_closing = or_default(t->tcp_closing, 240000),
-                     .udp = or_default(t->udp, 300000),
-                     .dns = or_default(t->dns, 30000),
-                     .icmp = or_default(t->icmp, 60000)};
+static void set(uint32_t *word, uint32_t value) { __atomic_store_n(word, value, __ATOMIC_RELAXED); }
+
+/* Of an ENI that is claimed flows may exist, and workers look at its timers. */
+static void set_timers(hp_timers *timers, const hp_timers *t) {
+  set(&timers->tcp_established, or_default(t->tcp_established, 7440000));
+  set(&timers->tcp_transitory, or_default(t->tcp_transitory, 240000));
+  set(&timers->tcp_closing, or_default(t->tcp_closing, 240000));
+  set(&timers->udp, or_default(t->udp, 300000));
+  set(&timers->dns, or_default(t->dns, 30000));
+  set(&timers->icmp, or_default(t->icmp, 60000));
 }
 
 static int check_mtu(uint32_t mtu, hp_error *error) {
@@ -95,182 +191,194 @@ static int check_timers(const hp_timers *t, hp_error *error) {
   return 0;
 }
 
+static int check_queues(const hp_engine *engine, const hp_eni_config *config, int fd, hp_error *error) {
+  if (config->queue_count && (fd < 0 || config->queue_count + 1 != engine->config.workers))
+    return hp_fail(error, EINVAL, "%u further queues of an ENI: give one for each of the %u workers, or one in all",
+                   config->queue_count, engine->config.workers);
+  if (fd >= 0 && hp_link_tun_check(fd, error))
+    return -1;
+  for (uint32_t i = 0; i < config->queue_count; i++)
+    if (hp_link_tun_check(config->queues[i], error))
+      return -1;
+  return 0;
+}
+
+int hp_eni_check(const hp_engine *engine, const hp_eni_config *config, int fd, hp_error *error) {
+  if (config->address_count < 1 || config->address_count > HP_ENI_ADDRESSES)
+    return hp_fail(error, EINVAL, "an ENI has 1 to %d addresses, not %u", HP_ENI_ADDRESSES, config->address_count);
+  if (config->udp_mapping > HP_UDP_ENDPOINT_DEPENDENT)
+    return hp_fail(error, EINVAL, "udp_mapping is %u; it must be one of HP_UDP_*", config->udp_mapping);
+  if (check_mtu(config->mtu, error) || check_timers(&config->timers, error) || check_queues(engine, config, fd, error))
+    return -1;
+  return 0;
+}
+
+void hp_eni_configure(hp_link *link, const hp_eni_config *c) {
+  link->mtu = c->mtu;
+  link->silent = c->silent != 0;
+  link->udp_mapping = (uint8_t)c->udp_mapping;
+  set_timers(&link->timers, &c->timers);
+}
+
+static int reserve_addresses(hp_engine *engine, uint32_t number, uint32_t count, hp_error *error) {
+  hp_link *link = &engine->links[number];
+  for (uint32_t i = 0; i < count; i++) {
+    uint32_t address = hp_address_reserve(&engine->workers[0].ports, number);
+    if (address == HP_NONE)
+      return hp_fail(error, ENOSPC, "all %u ENI addresses are in use; raise max_addresses",
+                     engine->config.max_addresses);
+    link->addresses[link->address_count++] = address;
+  }
+  return 0;
+}
+
 struct add {
   const hp_eni_config *eni;
   const hp_tunnel_config *tunnel;
   int fd;
+  uint32_t number;
 };
 
-static void configure_eni(hp_link *link, const hp_eni_config *c) {
-  link->mtu = c->mtu;
-  link->silent = c->silent != 0;
-  link->udp_mapping = (uint8_t)c->udp_mapping;
-  link->timers = fill_timers(&c->timers);
+static int set_up_eni(hp_worker *worker, void *arguments, hp_error *error) {
+  const struct add *add = arguments;
+  const hp_link *link = &worker->engine->links[add->number];
+  for (uint32_t i = 0; i < link->address_count; i++) {
+    worker->ports.steering[link->addresses[i]] = hp_steer_part(worker->engine->local[add->number].steering, i);
+    hp_address_set(&worker->ports, link->addresses[i], add->number, add->eni->addresses[i]);
+  }
+  uint32_t number = add->number;
+  return hp_link_connect(worker, &number, error);
+}
+
+static int take_down_eni(hp_worker *worker, void *arguments, hp_error *error) {
+  (void)error;
+  const struct add *add = arguments;
+  forget_addresses(worker, &worker->engine->links[add->number]);
+  return 0;
+}
+
+static int set_up_workers(hp_engine *engine, struct add *add, hp_error *error) {
+  uint32_t done = 0;
+  while (done < engine->config.workers && hp_worker_run(&engine->workers[done], set_up_eni, add, error) == 0)
+    done++;
+  if (done == engine->config.workers)
+    return 0;
+  hp_error ignored;
+  hp_link_disconnect(engine, add->number, done);
+  for (uint32_t i = 0; i <= done; i++)
+    hp_worker_run(&engine->workers[i], take_down_eni, add, &ignored);
+  return -1;
 }
 
 static int add_eni(hp_engine *engine, void *arguments, hp_error *error) {
-  const struct add *add = arguments;
+  struct add *add = arguments;
   const hp_eni_config *c = add->eni;
-  uint32_t number = take_link(engine, HP_LINK_ENI, add->fd, error);
+  uint32_t number = add->number = take_link(engine, HP_LINK_ENI, add->fd, error);
   if (number == 0)
     return -1;
   hp_link *link = &engine->links[number];
-  configure_eni(link, c);
+  clear_stats(engine, number, 0, engine->config.workers);
+  hp_eni_configure(link, c);
   link->address = c->addresses[0];
-  for (uint32_t i = 0; i < c->address_count; i++) {
-    uint32_t address = hp_address_add(&engine->worker.ports, number, c->addresses[i]);
-    if (address == HP_NONE) {
-      hp_link_give(engine, number);
-      return hp_fail(error, ENOSPC, "all %u ENI addresses are in use; raise max_addresses",
-                     engine->config.max_addresses);
-    }
-    link->addresses[link->address_count++] = address;
-  }
-  if (connect_link(engine, number, error)) {
+  if (hp_link_take_queues(engine, number, c, add->fd, error) ||
+      reserve_addresses(engine, number, c->address_count, error) || set_up_workers(engine, add, error)) {
     hp_link_give(engine, number);
     return -1;
   }
   return made(engine, number);
 }
 
-static int check_eni(const hp_eni_config *config, int fd, hp_error *error) {
-  if (config->address_count < 1 || config->address_count > HP_ENI_ADDRESSES)
-    return hp_fail(error, EINVAL, "an ENI has 1 to %d addresses, not %u", HP_ENI_ADDRESSES, config->address_count);
-  if (config->udp_mapping > HP_UDP_ENDPOINT_DEPENDENT)
-    return hp_fail(error, EINVAL, "udp_mapping is %u; it must be one of HP_UDP_*", config->udp_mapping);
-  if (check_mtu(config->mtu, error) || check_timers(&config->timers, error) ||
-      (fd >= 0 && hp_link_tun_check(fd, error)))
-    return -1;
-  return 0;
-}
-
 int hp_eni_add(hp_engine *engine, const hp_eni_config *config, int fd, hp_error *error) {
-  if (check_eni(config, fd, error))
+  if (hp_eni_check(engine, config, fd, error))
     return -1;
   return hp_engine_run(engine, add_eni, &(struct add){.eni = config, .fd = fd}, error);
 }
 
-static int find_eni(hp_engine *engine, uint32_t number, hp_error *error) {
+int hp_eni_find(const hp_engine *engine, uint32_t number, hp_error *error) {
   if (number == 0 || number >= engine->links_used || engine->links[number].kind != HP_LINK_ENI ||
       engine->links[number].draining)
     return hp_fail(error, ENOENT, "link %u is no ENI", number);
   return 0;
 }
 
+/* ---- tunnels ---- */
+
+static hp_worker *least_loaded(const hp_engine *engine) {
+  hp_worker *least = engine->workers;
+  for (uint32_t i = 1; i < engine->config.workers; i++)
+    if (engine->workers[i].tunnels < least->tunnels)
+      least = &engine->workers[i];
+  return least;
+}
+
 static int add_tunnel(hp_engine *engine, void *arguments, hp_error *error) {
   const struct add *add = arguments;
   const hp_tunnel_config *c = add->tunnel;
-  if (find_eni(engine, c->eni, error))
+  if (hp_eni_find(engine, c->eni, error))
     return -1;
   uint32_t number = take_link(engine, HP_LINK_TUNNEL, add->fd, error);
   if (number == 0)
     return -1;
   hp_link *link = &engine->links[number], *eni = &engine->links[c->eni];
+  hp_worker *worker = least_loaded(engine);
+  clear_stats(engine, number, worker->number, 1);
+  link->worker = (uint8_t)worker->number;
   link->mtu = c->mtu;
   link->eni = c->eni;
   link->address = c->address;
   link->max_flows = c->max_flows;
-  link->pool = hp_random_below(&engine->worker.ports.random, eni->address_count);
-  if (connect_link(engine, number, error)) {
+  link->pool = hp_random_below(&engine->random, eni->address_count);
+  if (hp_worker_run(worker, hp_link_connect, &number, error)) {
     hp_link_give(engine, number);
     return -1;
   }
   eni->tunnels++;
+  worker->tunnels++;
   return made(engine, number);
 }
 
-static int check_tunnel(const hp_tunnel_config *config, int fd, hp_error *error) {
+int hp_tunnel_check(const hp_tunnel_config *config, int fd, hp_error *error) {
   return check_mtu(config->mtu, error) || (fd >= 0 && hp_link_tun_check(fd, error)) ? -1 : 0;
 }
 
 int hp_tunnel_add(hp_engine *engine, const hp_tunnel_config *config, int fd, hp_error *error) {
-  if (check_tunnel(config, fd, error))
+  if (hp_tunnel_check(config, fd, error))
     return -1;
   return hp_engine_run(engine, add_tunnel, &(struct add){.tunnel = config, .fd = fd}, error);
 }
 
-/* ---- links of inherited regions ---- */
+/* ---- removal ---- */
 
-static int find_unclaimed(const hp_engine *engine, uint32_t number, uint8_t kind, hp_error *error) {
-  const char *word = kind == HP_LINK_ENI ? "ENI" : "tunnel";
-  if (number == 0 || number >= engine->links_used || engine->links[number].kind != kind)
-    return hp_fail(error, ENOENT, "link %u is no %s; add it", number, word);
-  if (engine->links[number].draining)
-    return hp_fail(error, ENOENT, "%s %u was removed; add it anew", word, number);
-  if (engine->local[number].claimed)
-    return hp_fail(error, 0, "%s %u is claimed already", word, number);
+/* Its worker receives nothing more from the link, nor do others for it: what is still on its way to this worker is
+ * taken before the sweep of this turn. */
+static int leave(hp_worker *worker, void *arguments, hp_error *error) {
+  (void)error;
+  uint32_t number = *(const uint32_t *)arguments;
+  /* The pass under way may be past some of its flows: the next one sees them all. */
+  worker->leaving[worker->leaving_count++] =
+      (hp_leaving){.link = number, .pass = worker->pass + (worker->cursor ? 2 : 1)};
   return 0;
 }
 
-static int claim(hp_engine *engine, uint32_t number, int fd, hp_error *error) {
-  engine->local[number].fd = fd;
-  if (connect_link(engine, number, error)) {
-    engine->local[number].fd = -1;
-    return -1;
+int hp_link_leave(hp_engine *engine, uint32_t number) {
+  hp_link *link = &engine->links[number];
+  bool tunnel = link->kind == HP_LINK_TUNNEL;
+  hp_worker *first = &engine->workers[tunnel ? link->worker : 0];
+  uint32_t count = tunnel ? 1 : engine->config.workers;
+  hp_error ignored;
+  __atomic_store_n(&link->draining, 1, __ATOMIC_RELAXED);
+  for (uint32_t i = 0; i < count; i++)
+    hp_worker_run(first + i, disconnect, &number, &ignored);
+  engine->local[number].fd = -1;
+  engine->local[number].awaiting = count;
+  if (tunnel) {
+    engine->links[link->eni].tunnels--;
+    first->tunnels--;
   }
-  engine->local[number].claimed = 1;
-  engine->links[number].gone = 0;
-  return (int)number;
-}
-
-static bool has_addresses(const hp_engine *engine, const hp_link *eni, const hp_eni_config *c) {
-  if (eni->address_count != c->address_count)
-    return false;
-  for (uint32_t i = 0; i < c->address_count; i++)
-    if (engine->worker.ports.addresses[eni->addresses[i]].address != c->addresses[i])
-      return false;
-  return true;
-}
-
-struct claim {
-  struct add add;
-  uint32_t number;
-};
-
-static int claim_eni(hp_engine *engine, void *arguments, hp_error *error) {
-  const struct claim *c = arguments;
-  if (find_unclaimed(engine, c->number, HP_LINK_ENI, error))
-    return -1;
-  hp_link *link = &engine->links[c->number];
-  if (!has_addresses(engine, link, c->add.eni))
-    return hp_fail(error, 0, "ENI %u has other addresses; claim it with those, in their order", c->number);
-  if (claim(engine, c->number, c->add.fd, error) < 0)
-    return -1;
-  hp_timers before = link->timers;
-  configure_eni(link, c->add.eni);
-  if (memcmp(&before, &link->timers, sizeof before) != 0)
-    hp_deadlines_check(engine);
-  return (int)c->number;
-}
-
-int hp_eni_claim(hp_engine *engine, uint32_t link, const hp_eni_config *config, int fd, hp_error *error) {
-  if (check_eni(config, fd, error))
-    return -1;
-  return hp_engine_run(engine, claim_eni, &(struct claim){.add = {.eni = config, .fd = fd}, .number = link}, error);
-}
-
-static int claim_tunnel(hp_engine *engine, void *arguments, hp_error *error) {
-  const struct claim *c = arguments;
-  const hp_tunnel_config *config = c->add.tunnel;
-  if (find_unclaimed(engine, c->number, HP_LINK_TUNNEL, error) || find_eni(engine, config->eni, error))
-    return -1;
-  hp_link *link = &engine->links[c->number];
-  if (link->eni != config->eni || link->address != config->address)
-    return hp_fail(error, 0, "tunnel %u has another ENI or address; claim it with those", c->number);
-  if (!engine->local[config->eni].claimed)
-    return hp_fail(error, 0, "ENI %u of tunnel %u is not claimed; claim it first", config->eni, c->number);
-  if (claim(engine, c->number, c->add.fd, error) < 0)
-    return -1;
-  link->mtu = config->mtu;
-  link->max_flows = config->max_flows;
-  return (int)c->number;
-}
-
-int hp_tunnel_claim(hp_engine *engine, uint32_t link, const hp_tunnel_config *config, int fd, hp_error *error) {
-  if (check_tunnel(config, fd, error))
-    return -1;
-  return hp_engine_run(engine, claim_tunnel, &(struct claim){.add = {.tunnel = config, .fd = fd}, .number = link},
-                       error);
+  engine->draining++;
+  for (uint32_t i = 0; i < count; i++)
+    hp_worker_run(first + i, leave, &number, &ignored);
+  return 0;
 }
 
 static int remove_link(hp_engine *engine, void *arguments, hp_error *error) {
@@ -278,58 +386,36 @@ static int remove_link(hp_engine *engine, void *arguments, hp_error *error) {
   if (number == 0 || number >= engine->links_used || engine->links[number].kind == HP_LINK_FREE ||
       engine->links[number].draining)
     return hp_fail(error, ENOENT, "there is no link %u", number);
-  hp_link *link = &engine->links[number];
+  const hp_link *link = &engine->links[number];
   if (link->kind == HP_LINK_ENI && link->tunnels)
     return hp_fail(error, EBUSY, "the ENI is used by %u tunnels; remove them first", link->tunnels);
-  if (engine->worker.io && engine->local[number].fd >= 0)
-    engine->worker.io_ops->remove(engine->worker.io, number);
-  engine->local[number].fd = -1;
-  if (link->kind == HP_LINK_TUNNEL)
-    engine->links[link->eni].tunnels--;
-  link->draining = 1;
-  /* The pass under way may be past some of its flows: the next one sees them all. */
-  link->drain_pass = engine->worker.pass + (engine->worker.cursor ? 2 : 1);
-  engine->draining++;
-  return 0;
+  return hp_link_leave(engine, number);
 }
 
 int hp_link_remove(hp_engine *engine, uint32_t link, hp_error *error) {
   return hp_engine_run(engine, remove_link, &link, error);
 }
 
-static int abandon(hp_engine *engine, void *arguments, hp_error *error) {
-  (void)arguments;
-  int count = 0;
-  const uint8_t kinds[] = {HP_LINK_TUNNEL, HP_LINK_ENI}; /* an ENI with tunnels stays */
-  for (int i = 0; i < 2; i++)
-    for (uint32_t number = 1; number < engine->links_used; number++) {
-      const hp_link *link = &engine->links[number];
-      if (link->kind != kinds[i] || link->draining || engine->local[number].claimed)
-        continue;
-      if (remove_link(engine, &number, error))
-        return -1;
-      count++;
-    }
-  return count;
-}
-
-int hp_engine_abandon(hp_engine *engine, hp_error *error) { return hp_engine_run(engine, abandon, NULL, error); }
+/* ---- rules ---- */
 
 struct rules {
   uint32_t eni;
-  hp_rule *rules;
-  uint32_t count;
+  hp_rules *rules;
 };
 
+static int pass_a_turn(hp_worker *worker, void *arguments, hp_error *error) {
+  (void)worker, (void)arguments, (void)error;
+  return 0;
+}
+
 static int set_rules(hp_engine *engine, void *arguments, hp_error *error) {
-  struct rules *set = arguments;
-  if (find_eni(engine, set->eni, error))
+  struct rules *given = arguments;
+  if (hp_eni_find(engine, given->eni, error))
     return -1;
-  hp_link_local *local = &engine->local[set->eni];
-  hp_rule *old = local->rules;
-  local->rules = set->rules;
-  local->rule_count = set->count;
-  set->rules = old; /* the caller frees it: a worker frees nothing */
+  given->rules = __atomic_exchange_n(&engine->local[given->eni].rules, given->rules, __ATOMIC_ACQ_REL);
+  /* Whoever has been looking at the old ones has finished his batch then. */
+  for (uint32_t i = 0; i < engine->config.workers; i++)
+    hp_worker_run(&engine->workers[i], pass_a_turn, NULL, error);
   return 0;
 }
 
@@ -337,12 +423,13 @@ int hp_eni_rules(hp_engine *engine, uint32_t eni, const hp_rule *rules, uint32_t
   if (count > HP_MAX_RULES)
     return hp_fail(error, E2BIG, "%u rules; the security groups of an ENI have at most %d together", count,
                    HP_MAX_RULES);
-  struct rules set = {.eni = eni, .count = count, .rules = calloc(count ? count : 1, sizeof(hp_rule))};
-  if (!set.rules)
+  struct rules given = {.eni = eni, .rules = calloc(1, sizeof(hp_rules) + count * sizeof(hp_rule))};
+  if (!given.rules)
     return hp_fail(error, ENOMEM, "no memory for %u rules", count);
+  given.rules->count = count;
   if (count)
-    memcpy(set.rules, rules, count * sizeof(hp_rule));
-  int result = hp_engine_run(engine, set_rules, &set, error);
-  free(set.rules);
+    memcpy(given.rules->rules, rules, count * sizeof(hp_rule));
+  int result = hp_engine_run(engine, set_rules, &given, error);
+  free(given.rules);
   return result;
 }

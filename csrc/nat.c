@@ -7,6 +7,7 @@
  */
 #include "nat.h"
 
+#include "handover.h"
 #include "reset.h"
 #include "tcp.h"
 
@@ -35,16 +36,17 @@ static bool echo_runs_backwards(const hp_item *item) {
 }
 
 static void classify(hp_worker *worker, hp_packet *packet, hp_item *item) {
-  hp_engine *engine = worker->engine;
+  const hp_engine *engine = worker->engine;
   item->lookup = 0;
   packet->verdict = HP_DROP;
   packet->reason = HP_REASON_NONE;
-  hp_link *link = &engine->links[packet->link];
+  const hp_link *link = &engine->links[packet->link];
+  hp_link_stats *stats = hp_stats(worker, packet->link);
   hp_reason reason = hp_parse(packet->data, packet->length, &item->headers);
-  link->packets_in += reason == HP_REASON_NONE ? item->headers.segments : 1;
-  link->bytes_in += packet->length > HP_VNET_HEADER ? packet->length - HP_VNET_HEADER : 0;
+  stats->packets_in += reason == HP_REASON_NONE ? item->headers.segments : 1;
+  stats->bytes_in += packet->length > HP_VNET_HEADER ? packet->length - HP_VNET_HEADER : 0;
   item->side = link->kind == HP_LINK_TUNNEL ? HP_INSIDE : HP_OUTSIDE;
-  if (link->kind == HP_LINK_FREE || link->draining)
+  if (link->kind == HP_LINK_FREE || hp_link_draining(link))
     reason = HP_LINK_DETACHED;
   else if (reason == HP_REASON_NONE && link->drain == HP_DRAIN_RESET) {
     hp_detached_packet(worker, packet, item, link);
@@ -96,7 +98,7 @@ static uint32_t find(const hp_worker *worker, const hp_item *item) {
 
 bool hp_nat_may_leave(hp_worker *worker, hp_packet *packet, const hp_item *item, const hp_link *out) {
   const hp_headers *h = &item->headers;
-  if (out->kind == HP_LINK_FREE || out->draining || out->drain == HP_DRAIN_RESET) {
+  if (out->kind == HP_LINK_FREE || hp_link_draining(out) || out->drain == HP_DRAIN_RESET) {
     hp_detached_packet(worker, packet, item, out);
     return false;
   }
@@ -114,7 +116,7 @@ bool hp_nat_may_leave(hp_worker *worker, hp_packet *packet, const hp_item *item,
 }
 
 void hp_nat_leave(hp_worker *worker, hp_packet *packet, const hp_headers *h, uint32_t number) {
-  hp_link *out = &worker->engine->links[number];
+  hp_link_stats *out = hp_stats(worker, number);
   out->packets_out += h->segments;
   out->bytes_out += h->total;
   packet->link = number;
@@ -218,7 +220,8 @@ static void translate(hp_worker *worker, hp_packet *packet, const hp_item *item)
   }
   uint32_t number = find(worker, item);
   if (number == HP_NONE && item->side == HP_OUTSIDE) {
-    hp_drop_packet(worker, packet, &item->headers, HP_NO_FLOW);
+    if (worker->workers == 1 || !hp_hand_over(worker, packet, &item->headers))
+      hp_drop_packet(worker, packet, &item->headers, HP_NO_FLOW);
     return;
   }
   if (number == HP_NONE)

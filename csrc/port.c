@@ -6,78 +6,189 @@
 
 enum {
   PROBES = 16,      /* random probes before a destination counts as dense: 1.5e-5 at half full */
-  FIRST_LEASE = 32, /* slices taken when an address is added: entropy for RFC 6056 at once */
-  LINEAR_PROBES = 4096,
-  OWNER = 1 /* in hp_address.owner: the only worker there is, + 1 */
+  FIRST_LEASE = 32, /* slices taken when an address is added, by all workers: entropy for RFC 6056 at once */
+  LINEAR_PROBES = 4096
 };
 
-int hp_ports_open(hp_ports *ports, const hp_given *given, uint32_t addresses, uint32_t max_flows, uint32_t quarantine,
-                  uint64_t seed, hp_error *error) {
-  *ports = (hp_ports){.count = addresses, .quarantine = quarantine, .region.fd = -1};
-  ports->dense_capacity = max_flows / HP_SLICE_PORTS + 16;
+static int open_regions(hp_ports *ports, const hp_given *given, const hp_ports *first, uint32_t addresses,
+                        hp_error *error) {
   uint64_t bytes = sizeof(hp_ports_shown) + (uint64_t)addresses * sizeof(hp_address);
   if (hp_region_open(&ports->region, given, "hp-addresses", bytes, false, error))
     return -1;
   ports->shown = ports->region.at;
   ports->addresses = (void *)(ports->shown + 1);
-  if (given && given->read_only)
-    return 0;
-  if (hp_index_new(&ports->dense_index, "hp-index-dense", ports->dense_capacity, false, error)) {
-    hp_ports_free(ports);
+  if (!first &&
+      hp_region_open(&ports->lease_region, given, "hp-leases", (uint64_t)addresses * sizeof(hp_lease), false, error))
     return -1;
-  }
+  ports->leases = first ? first->leases : ports->lease_region.at;
+  return 0;
+}
+
+static int make_own(hp_ports *ports, uint64_t seed, hp_error *error) {
+  if (hp_index_new(&ports->dense_index, "hp-index-dense", ports->dense_capacity, false, error))
+    return -1;
   ports->dense = calloc(ports->dense_capacity, sizeof(hp_dense));
-  if (!ports->dense) {
-    hp_ports_free(ports);
+  ports->steering = calloc(ports->count, sizeof *ports->steering);
+  if (!ports->dense || !ports->steering)
     return hp_fail(error, 12, "no memory for port bitmaps; lower max_flows");
-  }
   ports->shown->dense = 0;
   hp_random_init(&ports->random, seed);
   return 0;
 }
 
+int hp_ports_open(hp_ports *ports, const hp_given *given, const hp_ports *first, uint32_t addresses, uint32_t max_flows,
+                  uint32_t quarantine, uint64_t seed, hp_error *error) {
+  *ports = (hp_ports){.count = addresses,
+                      .quarantine = quarantine,
+                      .workers = 1,
+                      .region.fd = -1,
+                      .lease_region.fd = -1,
+                      .dense_capacity = max_flows / HP_SLICE_PORTS + 16};
+  if (open_regions(ports, given, first, addresses, error) ||
+      (!(given && given->read_only) && make_own(ports, seed, error))) {
+    hp_ports_free(ports);
+    return -1;
+  }
+  return 0;
+}
+
 void hp_ports_free(hp_ports *ports) {
   free(ports->dense);
+  free(ports->steering);
   hp_index_free(&ports->dense_index);
+  hp_region_free(&ports->lease_region);
   hp_region_free(&ports->region);
   *ports = (hp_ports){0};
 }
 
-/* Leases one more slice of an address, chosen at random. */
-static bool lease(hp_ports *ports, hp_address *address) {
-  uint32_t free_slices = HP_SLICES - address->leased;
-  if (free_slices == 0)
-    return false;
-  uint32_t skip = hp_random_below(&ports->random, free_slices);
+/* ---- leases ---- */
+
+static void steer(hp_ports *ports, uint32_t number, uint32_t slice) {
+  if (ports->steering[number])
+    __atomic_store_n(&ports->steering[number][slice], ports->worker, __ATOMIC_RELAXED);
+}
+
+static void begin_choosing(hp_ports *ports, uint32_t number, uint32_t slice) {
+  hp_address *address = &ports->addresses[number];
+  address->slices[address->leased++] = (uint8_t)slice;
+  address->chosen |= 1ull << slice;
+  steer(ports, number, slice);
+}
+
+void hp_address_steer(hp_ports *ports, uint32_t number) {
+  for (uint32_t slice = 0; slice < HP_SLICES; slice++)
+    if (hp_slice_owner(ports, number, slice) == ports->worker + 1)
+      steer(ports, number, slice);
+}
+
+static uint32_t free_slices(const hp_ports *ports, uint32_t number) {
+  uint32_t count = 0;
+  for (uint32_t slice = 0; slice < HP_SLICES; slice++)
+    count += hp_slice_owner(ports, number, slice) == 0;
+  return count;
+}
+
+/* Takes one that is free, unless another worker is faster. */
+static bool lease_free(hp_ports *ports, uint32_t number, uint32_t count) {
+  hp_lease *lease = &ports->leases[number];
+  uint32_t skip = hp_random_below(&ports->random, count);
   for (uint32_t slice = 0; slice < HP_SLICES; slice++) {
-    if (address->owner[slice])
+    uint8_t nobody = 0;
+    if (hp_slice_owner(ports, number, slice) || skip-- != 0)
       continue;
-    if (skip-- == 0) {
-      address->owner[slice] = OWNER;
-      address->slices[address->leased++] = (uint8_t)slice;
-      return true;
-    }
+    if (!__atomic_compare_exchange_n(&lease->owner[slice], &nobody, (uint8_t)(ports->worker + 1), false,
+                                     __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+      return false;
+    begin_choosing(ports, number, slice);
+    return true;
   }
   return false;
 }
 
-uint32_t hp_address_add(hp_ports *ports, uint32_t eni, uint32_t address) {
-  for (uint32_t number = 0; number < ports->count; number++) {
-    hp_address *record = &ports->addresses[number];
-    if (record->eni)
+void hp_slice_unwant(hp_ports *ports, uint32_t number) {
+  uint32_t *wanted = &ports->leases[number].wanted, self = 1u << ports->worker;
+  if (__atomic_load_n(wanted, __ATOMIC_RELAXED) & self)
+    __atomic_fetch_and(wanted, ~self, __ATOMIC_RELAXED);
+}
+
+static void want(hp_ports *ports, uint32_t number) {
+  uint32_t *wanted = &ports->leases[number].wanted, self = 1u << ports->worker;
+  if (ports->workers > 1 && !(__atomic_fetch_or(wanted, self, __ATOMIC_RELAXED) & self))
+    ports->in_need = true;
+}
+
+/* Who takes the last one wants the next already: others may have spared one by the time that it is needed. */
+bool hp_slice_lease(hp_ports *ports, uint32_t number) {
+  uint32_t count;
+  while ((count = free_slices(ports, number)) > 0) {
+    if (!lease_free(ports, number, count))
       continue;
-    memset((char *)record + offsetof(hp_address, owner), 0,
-           offsetof(hp_address, quarantine) - offsetof(hp_address, owner));
-    record->address = address;
-    record->eni = eni;
-    for (int i = 0; i < FIRST_LEASE; i++)
-      lease(ports, record);
+    if (count > 1)
+      hp_slice_unwant(ports, number);
+    else
+      want(ports, number);
+    return true;
+  }
+  want(ports, number);
+  return false;
+}
+
+void hp_slice_retire(hp_ports *ports, uint32_t number, uint32_t slice) {
+  hp_address *address = &ports->addresses[number];
+  for (uint32_t i = 0; i < address->leased; i++)
+    if (address->slices[i] == slice)
+      address->slices[i] = address->slices[--address->leased];
+  address->chosen &= ~(1ull << slice);
+  address->retiring |= 1ull << slice;
+  ports->retiring++;
+}
+
+void hp_slice_release(hp_ports *ports, uint32_t number, uint32_t slice) {
+  ports->addresses[number].retiring &= ~(1ull << slice);
+  ports->retiring--;
+  __atomic_store_n(&ports->leases[number].owner[slice], 0, __ATOMIC_RELEASE);
+}
+
+uint32_t hp_address_reserve(hp_ports *ports, uint32_t eni) {
+  for (uint32_t number = 0; number < ports->count; number++) {
+    hp_lease *lease = &ports->leases[number];
+    if (lease->eni)
+      continue;
+    memset(lease->owner, 0, sizeof lease->owner);
+    lease->wanted = 0;
+    lease->eni = eni;
     return number;
   }
   return HP_NONE;
 }
 
-void hp_address_remove(hp_ports *ports, uint32_t number) { ports->addresses[number].eni = 0; }
+void hp_address_set(hp_ports *ports, uint32_t number, uint32_t eni, uint32_t address) {
+  hp_address *record = &ports->addresses[number];
+  memset((char *)record + offsetof(hp_address, leased), 0,
+         offsetof(hp_address, quarantine) - offsetof(hp_address, leased));
+  record->address = address;
+  record->eni = eni;
+  uint32_t first = ports->workers > 1 ? FIRST_LEASE / ports->workers : FIRST_LEASE;
+  while (record->leased < first && hp_slice_lease(ports, number))
+    ;
+}
+
+void hp_address_forget(hp_ports *ports, uint32_t number) {
+  hp_address *record = &ports->addresses[number];
+  ports->retiring -= (uint32_t)__builtin_popcountll(record->retiring);
+  record->retiring = 0;
+  record->eni = 0;
+  ports->steering[number] = NULL;
+}
+
+uint32_t hp_address_add(hp_ports *ports, uint32_t eni, uint32_t address) {
+  uint32_t number = hp_address_reserve(ports, eni);
+  if (number != HP_NONE)
+    hp_address_set(ports, number, eni, address);
+  return number;
+}
+
+void hp_address_remove(hp_ports *ports, uint32_t number) { ports->leases[number].eni = 0; }
 
 uint16_t hp_port_random(hp_ports *ports, uint32_t address) {
   const hp_address *record = &ports->addresses[address];
@@ -136,7 +247,7 @@ uint16_t hp_port_take(hp_ports *ports, uint32_t number, int kind, uint16_t like,
   do {
     if ((port = take(ports, address, kind, parity)))
       return port;
-  } while (lease(ports, address));
+  } while (hp_slice_lease(ports, number));
   if ((port = take(ports, address, kind, ~0ull)))
     return port;
   while (address->head[kind] != address->tail[kind]) {
@@ -158,16 +269,28 @@ void hp_port_claim(hp_ports *ports, uint32_t number, int kind, uint16_t port) {
 
 void hp_ports_clear(hp_ports *ports, uint32_t number) {
   hp_address *address = &ports->addresses[number];
+  hp_lease *lease = &ports->leases[number];
   memset(address->taken, 0, sizeof address->taken);
+  memset(address->users, 0, sizeof address->users);
   address->leased = 0;
+  address->chosen = address->retiring = 0;
   for (uint32_t slice = 0; slice < HP_SLICES; slice++) {
-    if (address->owner[slice] == OWNER)
-      address->slices[address->leased++] = (uint8_t)slice;
-    else
-      address->owner[slice] = 0;
+    if (lease->owner[slice] == ports->worker + 1)
+      begin_choosing(ports, number, slice);
+    else if (lease->owner[slice] > ports->workers)
+      lease->owner[slice] = 0;
   }
-  if (address->leased == 0)
-    lease(ports, address);
+}
+
+bool hp_slice_in_use(hp_ports *ports, uint32_t number, uint32_t slice, uint64_t now) {
+  hp_address *address = &ports->addresses[number];
+  uint64_t taken = 0;
+  for (int kind = 0; kind < 2; kind++) {
+    release_due(ports, address, kind, now);
+    for (uint32_t word = 0; word < HP_SLICE_WORDS; word++)
+      taken |= address->taken[kind][slice * HP_SLICE_WORDS + word];
+  }
+  return address->users[slice] || taken;
 }
 
 /* An entry that was being written when the writer died may name any port: it counts when nobody has it. */
@@ -242,16 +365,16 @@ static bool port_free(const hp_flow_table *flows, hp_key *key, uint16_t port) {
   return hp_flow_find(flows, HP_OUTSIDE, key, hp_key_hash(flows, key)) == HP_NONE;
 }
 
-static uint16_t choose_dense(hp_ports *ports, hp_address *address, const hp_flow_table *flows, hp_key *key,
+static uint16_t choose_dense(hp_ports *ports, uint32_t number, const hp_flow_table *flows, hp_key *key,
                              hp_dense *dense) {
   do {
     uint16_t port;
-    while ((port = clear_port(ports, address, dense->taken, ~0ull))) {
+    while ((port = clear_port(ports, &ports->addresses[number], dense->taken, ~0ull))) {
       learn(dense, port); /* taken already, or taken now */
       if (port_free(flows, key, port))
         return port;
     }
-  } while (lease(ports, address));
+  } while (hp_slice_lease(ports, number));
   return 0;
 }
 
@@ -260,13 +383,13 @@ static uint16_t choose_linear(hp_ports *ports, uint32_t number, const hp_flow_ta
   hp_address *address = &ports->addresses[number];
   uint32_t port = hp_port_random(ports, number);
   for (int i = 0; i < LINEAR_PROBES; i++) {
-    bool ours = address->owner[(port - HP_PORT_FIRST) / HP_SLICE_PORTS] == OWNER;
+    bool ours = address->chosen >> (port - HP_PORT_FIRST) / HP_SLICE_PORTS & 1;
     if (ours && port_free(flows, key, (uint16_t)port))
       return (uint16_t)port;
     if (++port == HP_PORT_FIRST + HP_PORT_COUNT)
       port = HP_PORT_FIRST;
   }
-  if (!lease(ports, address))
+  if (!hp_slice_lease(ports, number))
     return 0;
   port = address->slices[address->leased - 1] * (uint32_t)HP_SLICE_PORTS + HP_PORT_FIRST;
   port += hp_random_below(&ports->random, HP_SLICE_PORTS);
@@ -274,6 +397,8 @@ static uint16_t choose_linear(hp_ports *ports, uint32_t number, const hp_flow_ta
 }
 
 uint16_t hp_port_choose(hp_ports *ports, uint32_t number, const hp_flow_table *flows, hp_key *key) {
+  if (ports->addresses[number].leased == 0 && !hp_slice_lease(ports, number))
+    return 0;
   hp_key destination = destination_of(key);
   hp_dense *dense = ports->dense_live ? dense_find(ports, flows, &destination) : NULL;
   if (!dense) {
@@ -284,8 +409,7 @@ uint16_t hp_port_choose(hp_ports *ports, uint32_t number, const hp_flow_table *f
     }
     dense = dense_new(ports, flows, &destination);
   }
-  return dense ? choose_dense(ports, &ports->addresses[number], flows, key, dense)
-               : choose_linear(ports, number, flows, key);
+  return dense ? choose_dense(ports, number, flows, key, dense) : choose_linear(ports, number, flows, key);
 }
 
 void hp_port_ended(hp_ports *ports, const hp_flow_table *flows, const hp_key *key) {

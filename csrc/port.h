@@ -1,7 +1,9 @@
 /* port.h: outside ports and ICMP ids of ENI addresses.
  *
- * The 64,512 ports of an address (1024-65535) are 63 slices of 1,024, leased to the worker that uses
- * them; a worker takes some at first and more when it runs short. Two ways to use a port:
+ * The 64,512 ports of an address (1024-65535) are 63 slices of 1,024, each leased to the worker that uses
+ * it: the one table that workers share, a byte per slice, changed by compare-and-swap. A worker takes some at first
+ * and more when it runs short; when none is left it says so, and others give back what they can spare (slices.c).
+ * Two ways to use a port:
  *
  * - Exclusive, for endpoint-independent mappings (RFC 4787 REQ-1): one bit per port and protocol. The
  *   port of an ended mapping stays taken for a while (quarantine), unless ports are short.
@@ -34,13 +36,23 @@ typedef struct hp_quarantined {
   uint16_t reserved;
 } hp_quarantined;
 
-/* One ENI address, in a region: a successor finds what is leased and taken. Arrays of two: by HP_PORTS_*. */
+/* The leases of one ENI address. */
+typedef struct hp_lease {
+  uint8_t owner[64]; /* by slice: worker + 1, or 0: not leased */
+  uint32_t wanted;   /* a bit for each worker that found none to lease */
+  uint32_t eni;      /* link number; 0: this address number is free. The callers' */
+} __attribute__((aligned(64))) hp_lease;
+_Static_assert(offsetof(hp_lease, wanted) == 64, "the owners of an address are one line");
+
+/* One ENI address as one worker uses it, in a region: a successor finds what is taken. Arrays of two: by HP_PORTS_*. */
 typedef struct hp_address {
   uint32_t address;
   uint32_t eni;       /* link number; 0: this record is free */
-  uint8_t owner[64];  /* by slice: worker + 1, or 0: not leased */
   uint32_t leased;    /* slices in .slices */
-  uint8_t slices[64]; /* those leased to this worker */
+  uint8_t slices[64]; /* those leased to this worker that it chooses from */
+  uint64_t chosen;    /* the same as bits */
+  uint64_t retiring;  /* leased, but to be given back when nobody uses them any more */
+  uint32_t users[64]; /* flows by slice; counted when there are several workers */
   uint32_t head[2];   /* of the quarantine, counting up; taken modulo its length */
   uint32_t tail[2];
   uint64_t taken[2][HP_PORT_WORDS];
@@ -62,6 +74,13 @@ typedef struct hp_ports_shown {
 
 typedef struct hp_ports {
   hp_address *addresses; /* numbers below .count */
+  hp_lease *leases;      /* the same for all workers */
+  uint64_t **steering;   /* by address: worker by slice, for the ENI's program; NULL: none (steer.h) */
+  uint32_t worker;       /* whose ports these are */
+  uint32_t workers;
+  uint32_t retiring; /* slices */
+  bool in_need;      /* a slice was wanted since this was cleared */
+  hp_region lease_region;
   hp_ports_shown *shown;
   uint32_t count;
   uint32_t quarantine; /* ms */
@@ -72,17 +91,40 @@ typedef struct hp_ports {
   hp_random random;
 } hp_ports;
 
-int hp_ports_open(hp_ports *ports, const hp_given *given, uint32_t addresses, uint32_t max_flows, uint32_t quarantine,
-                  uint64_t seed, hp_error *error);
+/* first: the ports of worker 0, with which the leases are shared; NULL: these are. */
+int hp_ports_open(hp_ports *ports, const hp_given *given, const hp_ports *first, uint32_t addresses, uint32_t max_flows,
+                  uint32_t quarantine, uint64_t seed, hp_error *error);
 static inline int hp_ports_new(hp_ports *ports, uint32_t addresses, uint32_t max_flows, uint32_t quarantine,
                                uint64_t seed, hp_error *error) {
-  return hp_ports_open(ports, NULL, addresses, max_flows, quarantine, seed, error);
+  return hp_ports_open(ports, NULL, NULL, addresses, max_flows, quarantine, seed, error);
 }
 void hp_ports_free(hp_ports *ports);
 
-/* Address numbers live as long as the ENI. HP_NONE when all records are in use. */
+/* Address numbers live as long as the ENI, and are the same for all workers: one is reserved, then each worker sets it
+ * up for itself. HP_NONE when all records are in use. */
+uint32_t hp_address_reserve(hp_ports *ports, uint32_t eni);
+void hp_address_set(hp_ports *ports, uint32_t number, uint32_t eni, uint32_t address);
+/* A worker's own record, when it can name the address no more. */
+void hp_address_forget(hp_ports *ports, uint32_t number);
+/* Tells the program of the ENI which slices are this worker's. */
+void hp_address_steer(hp_ports *ports, uint32_t number);
+/* The same in one, for a worker that is alone. */
 uint32_t hp_address_add(hp_ports *ports, uint32_t eni, uint32_t address);
+/* When no worker can name it any more: all its slices are free. */
 void hp_address_remove(hp_ports *ports, uint32_t number);
+
+/* Leases one more slice of an address, chosen at random; false when there is none, which is then wanted. */
+bool hp_slice_lease(hp_ports *ports, uint32_t number);
+void hp_slice_unwant(hp_ports *ports, uint32_t number);
+static inline uint8_t hp_slice_owner(const hp_ports *ports, uint32_t number, uint32_t slice) {
+  return __atomic_load_n(&ports->leases[number].owner[slice], __ATOMIC_RELAXED);
+}
+/* Takes a slice out of those that are chosen from. */
+void hp_slice_retire(hp_ports *ports, uint32_t number, uint32_t slice);
+/* Gives back a retiring slice that nobody uses. */
+void hp_slice_release(hp_ports *ports, uint32_t number, uint32_t slice);
+/* Whether a port of a slice has a user or rests. */
+bool hp_slice_in_use(hp_ports *ports, uint32_t number, uint32_t slice, uint64_t now);
 
 /* An exclusive port of the parity of `like` if one is free (RFC 4787 REQ-4), 0 when all are taken. */
 uint16_t hp_port_take(hp_ports *ports, uint32_t address, int kind, uint16_t like, uint64_t now);

@@ -1,4 +1,4 @@
-/* read.c: looking at an engine from outside its worker, or its process: flows, drops, counters. Nothing here stops the
+/* read.c: looking at an engine from outside its workers, or its process: flows, drops, counters. Nothing here stops a
  * worker or makes it wait; what is copied is consistent by sequence numbers (flows, drop records) or word
  * by word (counters). A reader in another process trusts no number that it finds: it may be that of a link that
  * is not there. */
@@ -35,6 +35,7 @@ static const char *const reason_names[HP_REASON_COUNT] = {
     [HP_OUTPUT_FULL] = "output_full",
     [HP_OUTPUT_ERROR] = "output_error",
     [HP_SOURCE_ROUTE] = "source_route",
+    [HP_HANDOVER_FULL] = "handover_full",
 };
 
 const char *hp_reason_name(int reason) { return reason >= 0 && reason < HP_REASON_COUNT ? reason_names[reason] : ""; }
@@ -42,10 +43,19 @@ const char *hp_reason_name(int reason) { return reason >= 0 && reason < HP_REASO
 /* A 64-bit time from its low 32 bits; it lies at most 24 days from now. */
 static uint64_t widen(uint64_t now, uint32_t low) { return now + (uint64_t)(int64_t)(int32_t)(low - (uint32_t)now); }
 
+static uint64_t latest(const hp_engine *engine) {
+  uint64_t latest = 0;
+  for (uint32_t i = 0; i < engine->config.workers; i++) {
+    uint64_t now = __atomic_load_n(&engine->workers[i].words->now, __ATOMIC_RELAXED);
+    latest = now > latest ? now : latest;
+  }
+  return latest;
+}
+
 static void describe(const hp_engine *engine, uint32_t number, const hp_flow *flow, const hp_flow_cold *cold,
                      hp_flow_info *info) {
   const hp_half *inside = &flow->half[HP_INSIDE], *outside = &flow->half[HP_OUTSIDE];
-  uint64_t now = __atomic_load_n(&engine->shared->now, __ATOMIC_RELAXED);
+  uint64_t now = latest(engine);
   uint64_t seen_inside = widen(now, inside->last_seen), seen_outside = widen(now, outside->last_seen);
   *info = (hp_flow_info){.id = hp_flow_id(flow, number),
                          .packets_out = inside->packets,
@@ -80,27 +90,36 @@ static bool is_possible(const hp_engine *engine, const hp_flow *flow) {
 }
 
 /* A removed link's flows are over, though the sweep has yet to take them out. */
-static bool is_draining(const hp_engine *engine, const hp_flow *flow) {
+HP_LOOKS_ON static bool is_draining(const hp_engine *engine, const hp_flow *flow) {
   return engine->links[flow->half[HP_INSIDE].out_link].draining ||
          engine->links[flow->half[HP_OUTSIDE].out_link].draining;
 }
 
+/* A flow's public number tells its worker too: those of worker w begin at w * flows_each. */
 uint32_t hp_flows(hp_engine *engine, uint32_t *cursor, hp_flow_info *flows, uint32_t room) {
-  const hp_flow_table *table = &engine->worker.flows;
-  uint32_t used = __atomic_load_n(&table->control->used, __ATOMIC_ACQUIRE), count = 0;
-  used = used < engine->config.max_flows ? used : engine->config.max_flows;
-  for (; *cursor < used && count < room; ++*cursor) {
+  uint32_t each = engine->flows_each, count = 0;
+  while (count < room && *cursor / each < engine->config.workers) {
+    const hp_flow_table *table = &engine->workers[*cursor / each].flows;
+    uint32_t number = *cursor % each, first = *cursor - number;
+    if (number >= __atomic_load_n(&table->control->used, __ATOMIC_ACQUIRE)) {
+      if (first / each + 1 == engine->config.workers)
+        break; /* where flows may come yet */
+      *cursor = first + each;
+      continue;
+    }
     hp_flow flow;
     hp_flow_cold cold;
-    if (hp_flow_read(table, *cursor, &flow, &cold) && is_possible(engine, &flow) && !is_draining(engine, &flow))
+    if (hp_flow_read(table, number, &flow, &cold) && is_possible(engine, &flow) && !is_draining(engine, &flow))
       describe(engine, *cursor, &flow, &cold, &flows[count++]);
+    ++*cursor;
   }
   return count;
 }
 
-uint32_t hp_drops(hp_engine *engine, uint64_t *cursor, hp_drop *drops, uint32_t room) {
-  const hp_worker *worker = &engine->worker;
-  uint64_t last = __atomic_load_n(&worker->shared->drop_count, __ATOMIC_ACQUIRE), length = worker->drop_mask + 1;
+/* Records are numbered before they are written: one that is not there yet is waited for, unless it seems that it
+ * never comes. */
+HP_LOOKS_ON uint32_t hp_drops(hp_engine *engine, uint64_t *cursor, hp_drop *drops, uint32_t room) {
+  uint64_t last = __atomic_load_n(&engine->shared->drop_count, __ATOMIC_ACQUIRE), length = engine->drop_mask + 1;
   uint64_t next = *cursor + 1;
   uint32_t count = 0;
   if (last > INT64_MAX)
@@ -108,8 +127,11 @@ uint32_t hp_drops(hp_engine *engine, uint64_t *cursor, hp_drop *drops, uint32_t 
   if (last > length && next < last - length + 1)
     next = last - length + 1; /* the rest has been overwritten */
   for (; next <= last && count < room; next++) {
-    const hp_drop *drop = &worker->drops[next & worker->drop_mask];
-    if (__atomic_load_n(&drop->number, __ATOMIC_ACQUIRE) != next)
+    const hp_drop *drop = &engine->drops[next & engine->drop_mask];
+    uint64_t number = __atomic_load_n(&drop->number, __ATOMIC_ACQUIRE);
+    if ((number < next || number == HP_DROP_WRITING) && last - next < length / 2)
+      break;
+    if (number != next)
       continue;
     drops[count] = *drop;
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
@@ -120,65 +142,101 @@ uint32_t hp_drops(hp_engine *engine, uint64_t *cursor, hp_drop *drops, uint32_t 
   return count;
 }
 
-int hp_link_counters(hp_engine *engine, uint32_t number, hp_counters *counters, hp_error *error) {
+/* The workers that count a link: an ENI's all, a tunnel's one. */
+HP_LOOKS_ON static uint32_t counting(const hp_engine *engine, uint32_t number, const hp_worker **first) {
+  const hp_link *link = &engine->links[number];
+  bool one = link->kind != HP_LINK_ENI && link->worker < engine->config.workers;
+  *first = &engine->workers[one ? link->worker : 0];
+  return one ? 1 : engine->config.workers;
+}
+
+HP_LOOKS_ON static void add_stats(hp_counters *counters, const hp_link_stats *stats) {
+  counters->packets_in += stats->packets_in;
+  counters->bytes_in += stats->bytes_in;
+  counters->packets_out += stats->packets_out;
+  counters->bytes_out += stats->bytes_out;
+  counters->flows_created += stats->flows_created;
+  counters->flows_ended += stats->flows_ended;
+  counters->flows += stats->flows;
+  counters->refusals_sent += stats->refusals_sent;
+  for (int reason = 0; reason < HP_REASON_COUNT; reason++)
+    counters->drops[reason] += stats->drops[reason];
+}
+
+HP_LOOKS_ON int hp_link_counters(hp_engine *engine, uint32_t number, hp_counters *counters, hp_error *error) {
   if (number == 0 || number >= links_used(engine) || engine->links[number].kind == HP_LINK_FREE)
     return hp_fail(error, ENOENT, "there is no link %u", number);
-  const hp_link *link = &engine->links[number];
-  *counters = (hp_counters){.packets_in = link->packets_in,
-                            .bytes_in = link->bytes_in,
-                            .packets_out = link->packets_out,
-                            .bytes_out = link->bytes_out,
-                            .flows_created = link->flows_created,
-                            .flows_ended = link->flows_ended,
-                            .flows = link->flows,
-                            .refusals_sent = link->refusals_sent,
-                            .gone = link->gone != 0};
-  for (int reason = 0; reason < HP_REASON_COUNT; reason++)
-    counters->drops[reason] = link->drops[reason];
+  const hp_worker *worker;
+  *counters = (hp_counters){.gone = engine->links[number].gone != 0};
+  for (uint32_t left = counting(engine, number, &worker); left; left--, worker++)
+    add_stats(counters, hp_stats(worker, number));
   return 0;
 }
 
-uint32_t hp_link_flows(hp_engine *engine, uint32_t number) {
-  return number < links_used(engine) ? __atomic_load_n(&engine->links[number].flows, __ATOMIC_RELAXED) : 0;
+HP_LOOKS_ON uint32_t hp_link_flows(hp_engine *engine, uint32_t number) {
+  const hp_worker *worker;
+  uint32_t flows = 0;
+  if (number >= links_used(engine))
+    return 0;
+  for (uint32_t left = counting(engine, number, &worker); left; left--, worker++)
+    flows += __atomic_load_n(&hp_stats(worker, number)->flows, __ATOMIC_RELAXED);
+  return flows;
 }
 
-uint64_t hp_link_since(hp_engine *engine, uint32_t number) {
+HP_LOOKS_ON uint64_t hp_link_since(hp_engine *engine, uint32_t number) {
   return number < links_used(engine) ? __atomic_load_n(&engine->links[number].since, __ATOMIC_RELAXED) : 0;
 }
 
-void hp_engine_status(hp_engine *engine, hp_status *status) {
-  const hp_worker *worker = &engine->worker;
-  const hp_shared *shared = engine->shared;
-  *status = (hp_status){.flows = worker->flows.control->live,
-                        .flows_high = worker->flows.control->used,
-                        .mappings = worker->mappings.control->live,
-                        .dense_destinations = worker->ports.shown->dense,
-                        .loops = shared->loops,
-                        .batches = shared->batches,
-                        .packets = shared->io_counters.packets,
-                        .writes = shared->io_counters.writes,
-                        .no_buffers = shared->io_counters.no_buffers,
-                        .io = shared->io,
-                        .running = shared->running};
+HP_LOOKS_ON void hp_engine_status(hp_engine *engine, hp_status *status) {
+  *status =
+      (hp_status){.workers = engine->config.workers, .io = engine->shared->io, .running = engine->shared->running};
+  for (uint32_t i = 0; i < engine->config.workers; i++) {
+    const hp_worker *worker = &engine->workers[i];
+    const hp_worker_words *words = worker->words;
+    const hp_worker_status one = {.flows = worker->flows.control->live,
+                                  .loops = words->loops,
+                                  .batches = words->batches,
+                                  .packets = words->io_counters.packets,
+                                  .writes = words->io_counters.writes,
+                                  .handed_over = words->handed_over,
+                                  .taken_over = words->taken_over};
+    status->worker[i] = one;
+    status->flows += one.flows;
+    status->flows_high += worker->flows.control->used;
+    status->mappings += worker->mappings.control->live;
+    status->dense_destinations += worker->ports.shown->dense;
+    status->loops += one.loops;
+    status->batches += one.batches;
+    status->packets += one.packets;
+    status->writes += one.writes;
+    status->no_buffers += words->io_counters.no_buffers;
+  }
 }
 
 void hp_engine_memory(hp_engine *engine, hp_memory *memory) { *memory = engine->shared->memory; }
 
-void hp_all_regions(const hp_engine *engine, const hp_region *regions[HP_REGIONS]) {
-  const hp_worker *w = &engine->worker;
-  const hp_region *const all[HP_REGIONS] = {&w->flows.flow_region,
-                                            &w->flows.cold_region,
-                                            &w->flows.index[0].bucket_region,
-                                            &w->flows.index[0].passed_region,
-                                            &w->flows.index[1].bucket_region,
-                                            &w->flows.index[1].passed_region,
-                                            &w->flows.control_region,
-                                            &w->mappings.region,
-                                            &w->mappings.index.bucket_region,
-                                            &w->mappings.index.passed_region,
-                                            &w->ports.region,
-                                            &w->drop_region,
-                                            &engine->link_region,
-                                            &engine->shared_region};
+void hp_worker_regions(const hp_worker *w, const hp_region *regions[HP_WORKER_REGIONS]) {
+  const hp_region *const all[HP_WORKER_REGIONS] = {&w->flows.flow_region,
+                                                   &w->flows.cold_region,
+                                                   &w->flows.index[0].bucket_region,
+                                                   &w->flows.index[0].passed_region,
+                                                   &w->flows.index[1].bucket_region,
+                                                   &w->flows.index[1].passed_region,
+                                                   &w->flows.control_region,
+                                                   &w->mappings.region,
+                                                   &w->mappings.index.bucket_region,
+                                                   &w->mappings.index.passed_region,
+                                                   &w->ports.region,
+                                                   &w->stats_region};
   memcpy(regions, all, sizeof all);
+}
+
+uint32_t hp_all_regions(const hp_engine *engine, const hp_region *regions[HP_MAX_REGIONS]) {
+  uint32_t count = 0;
+  for (uint32_t i = 0; i < engine->config.workers; i++, count += HP_WORKER_REGIONS)
+    hp_worker_regions(&engine->workers[i], regions + count);
+  const hp_region *const shared[HP_ENGINE_REGIONS] = {&engine->workers[0].ports.lease_region, &engine->drop_region,
+                                                      &engine->link_region, &engine->shared_region};
+  memcpy(regions + count, shared, sizeof shared);
+  return count + HP_ENGINE_REGIONS;
 }

@@ -6,11 +6,16 @@
  */
 #include "nat.h"
 
-static void record(hp_worker *worker, uint32_t link, uint32_t length, hp_reason reason, const hp_headers *h) {
-  uint64_t count = worker->shared->drop_count + 1;
-  hp_drop *drop = &worker->drops[count & worker->drop_mask];
-  __atomic_store_n(&drop->number, 0, __ATOMIC_RELEASE); /* a reader sees that it is being written */
-  __atomic_thread_fence(__ATOMIC_RELEASE);
+/* A record's place is written by one at a time: whoever finds it in another's hands, who has been stopped for as long
+ * as the whole ring took, does without. */
+static void record(const hp_worker *worker, uint32_t link, uint32_t length, hp_reason reason, const hp_headers *h) {
+  uint64_t count = __atomic_add_fetch(&worker->shared->drop_count, 1, __ATOMIC_RELAXED);
+  hp_drop *drop = &worker->engine->drops[count & worker->engine->drop_mask];
+  uint64_t before = __atomic_load_n(&drop->number, __ATOMIC_RELAXED);
+  if (before == HP_DROP_WRITING || before > count ||
+      !__atomic_compare_exchange_n(&drop->number, &before, HP_DROP_WRITING, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+    return;
+  __atomic_thread_fence(__ATOMIC_RELEASE); /* a reader sees that it is being written */
   drop->time = worker->now;
   drop->link = link;
   drop->source = h->source;
@@ -21,19 +26,19 @@ static void record(hp_worker *worker, uint32_t link, uint32_t length, hp_reason 
   drop->protocol = h->protocol;
   drop->reason = (uint8_t)reason;
   __atomic_store_n(&drop->number, count, __ATOMIC_RELEASE);
-  __atomic_store_n(&worker->shared->drop_count, count, __ATOMIC_RELEASE);
 }
 
 void hp_drop_packet(hp_worker *worker, hp_packet *packet, const hp_headers *headers, hp_reason reason) {
   uint32_t length = packet->length > HP_VNET_HEADER ? packet->length - HP_VNET_HEADER : 0;
-  worker->engine->links[packet->link].drops[reason]++;
+  hp_stats(worker, packet->link)->drops[reason]++;
   record(worker, packet->link, length, reason, headers);
   packet->verdict = HP_DROP;
   packet->reason = (uint16_t)reason;
 }
 
 /* One token, a thousand to the answer, refilled by the ms; a second's worth may be saved up. */
-static bool may_tell(const hp_worker *worker, hp_link *link) {
+static bool may_tell(const hp_worker *worker, uint32_t number) {
+  hp_link_stats *link = hp_stats(worker, number);
   uint64_t rate = worker->engine->config.refusal_rate, most = rate * 1000;
   uint64_t tokens = link->tokens + ((uint32_t)worker->now - link->tokens_at) * rate;
   link->tokens_at = (uint32_t)worker->now;
@@ -47,7 +52,7 @@ static bool may_tell(const hp_worker *worker, hp_link *link) {
 static void reply(hp_worker *worker, hp_packet *packet, uint32_t length) {
   if (length == 0)
     return;
-  hp_link *link = &worker->engine->links[packet->link];
+  hp_link_stats *link = hp_stats(worker, packet->link);
   packet->length = length;
   packet->verdict = HP_REPLY;
   link->refusals_sent++;
@@ -55,15 +60,15 @@ static void reply(hp_worker *worker, hp_packet *packet, uint32_t length) {
   link->bytes_out += length - HP_VNET_HEADER;
 }
 
-static hp_link *eni_of(hp_worker *worker, uint32_t link) {
-  hp_link *links = worker->engine->links;
+static const hp_link *eni_of(const hp_worker *worker, uint32_t link) {
+  const hp_link *links = worker->engine->links;
   return links[link].kind == HP_LINK_TUNNEL ? &links[links[link].eni] : &links[link];
 }
 
 void hp_answer_packet(hp_worker *worker, hp_packet *packet, const hp_headers *h, hp_reason reason, uint8_t type,
                       uint8_t code, uint32_t extra) {
   hp_drop_packet(worker, packet, h, reason);
-  if (hp_may_answer(h) && may_tell(worker, &worker->engine->links[packet->link]))
+  if (hp_may_answer(h) && may_tell(worker, packet->link))
     reply(worker, packet,
           hp_reply_icmp(packet->data, packet->capacity, h, eni_of(worker, packet->link)->address, type, code, extra));
 }
@@ -80,12 +85,11 @@ void hp_reset_packet(hp_worker *worker, hp_packet *packet, const hp_headers *h, 
 }
 
 void hp_refuse_packet(hp_worker *worker, hp_packet *packet, const hp_headers *h, hp_reason reason) {
-  hp_link *link = &worker->engine->links[packet->link];
   if (h->protocol != HP_TCP && !eni_of(worker, packet->link)->silent) {
     hp_answer_packet(worker, packet, h, reason, HP_ICMP_UNREACHABLE, HP_ICMP_ADMIN_PROHIBITED, 0);
     return;
   }
   hp_drop_packet(worker, packet, h, reason);
-  if (!eni_of(worker, packet->link)->silent && may_reset(packet, h) && may_tell(worker, link))
+  if (!eni_of(worker, packet->link)->silent && may_reset(packet, h) && may_tell(worker, packet->link))
     reply(worker, packet, hp_reply_rst(packet->data, h));
 }

@@ -26,19 +26,27 @@ struct drain {
   uint8_t how;
 };
 
+/* In the tunnel's worker. */
+static int begin_drain(hp_worker *worker, void *arguments, hp_error *error) {
+  (void)error;
+  const struct drain *drain = arguments;
+  hp_link *link = &worker->engine->links[drain->link];
+  link->drain = drain->how;
+  if (link->drain == HP_DRAIN_RESET && hp_stats(worker, drain->link)->flows)
+    worker->resetting++;
+  return 0;
+}
+
 static int drain_link(hp_engine *engine, void *arguments, hp_error *error) {
   const struct drain *drain = arguments;
   uint32_t number = drain->link;
   if (number == 0 || number >= engine->links_used || engine->links[number].kind != HP_LINK_TUNNEL ||
       engine->links[number].draining)
     return hp_fail(error, ENOENT, "link %u is no tunnel", number);
-  hp_link *link = &engine->links[number];
+  const hp_link *link = &engine->links[number];
   if (link->drain >= drain->how)
     return 0;
-  link->drain = drain->how;
-  if (link->drain == HP_DRAIN_RESET && link->flows)
-    engine->resetting++;
-  return 0;
+  return hp_worker_run(&engine->workers[link->worker], begin_drain, arguments, error);
 }
 
 int hp_link_drain(hp_engine *engine, uint32_t link, uint32_t how, hp_error *error) {
@@ -48,9 +56,13 @@ int hp_link_drain(hp_engine *engine, uint32_t link, uint32_t how, hp_error *erro
 }
 
 void hp_resets_recount(hp_engine *engine) {
-  engine->resetting = 0;
-  for (uint32_t number = 1; number < engine->links_used; number++)
-    engine->resetting += engine->links[number].drain == HP_DRAIN_RESET && engine->links[number].flows;
+  for (uint32_t i = 0; i < engine->config.workers; i++)
+    engine->workers[i].resetting = 0;
+  for (uint32_t number = 1; number < engine->links_used; number++) {
+    const hp_link *link = &engine->links[number];
+    hp_worker *worker = &engine->workers[link->worker];
+    worker->resetting += link->drain == HP_DRAIN_RESET && hp_stats(worker, number)->flows;
+  }
 }
 
 /* ---- telling ---- */
@@ -76,13 +88,14 @@ static uint32_t write_rst(uint8_t *data, const hp_flow *flow, int to) {
 
 static void tell(hp_worker *worker, const hp_flow *flow, int to) {
   uint32_t number = flow->half[!to].out_link;
-  hp_link *link = &worker->engine->links[number];
-  if (link->kind == HP_LINK_FREE || link->draining) /* removed meanwhile: its device is somebody else's now */
+  const hp_link *link = &worker->engine->links[number];
+  if (link->kind == HP_LINK_FREE || hp_link_draining(link)) /* removed meanwhile: its device is somebody else's now */
     return;
   uint8_t data[HP_SEGMENT];
   uint32_t length = write_rst(data, flow, to);
-  link->packets_out++;
-  link->bytes_out += length - HP_VNET_HEADER;
+  hp_link_stats *stats = hp_stats(worker, number);
+  stats->packets_out++;
+  stats->bytes_out += length - HP_VNET_HEADER;
   if (worker->io)
     worker->io_ops->inject(worker->io, number, data, length);
 }
@@ -109,9 +122,10 @@ bool hp_resets_used_up(const hp_worker *worker) { return worker->io && worker->r
 
 void hp_detached_packet(hp_worker *worker, hp_packet *packet, const hp_item *item, const hp_link *link) {
   const hp_headers *h = &item->headers;
-  bool resetting = link->kind == HP_LINK_TUNNEL && !link->draining && link->drain == HP_DRAIN_RESET;
+  bool resetting = link->kind == HP_LINK_TUNNEL && !hp_link_draining(link) && link->drain == HP_DRAIN_RESET;
   bool inside = item->side == HP_INSIDE, spoofed = inside && h->source != link->address;
-  if (resetting && !spoofed && h->protocol == HP_TCP && link->flows)
+  if (resetting && !spoofed && h->protocol == HP_TCP &&
+      hp_stats(worker, (uint32_t)(link - worker->engine->links))->flows)
     hp_reset_packet(worker, packet, h, HP_LINK_DETACHED); /* not counted against the rate: there is an end to it */
   else if (resetting && !spoofed && inside)
     hp_refuse_packet(worker, packet, h, HP_LINK_DETACHED);

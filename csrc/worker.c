@@ -1,16 +1,19 @@
-/* worker.c: the loop: commands, a batch in, translate, the batch out, some sweeping.
+/* worker.c: the loop: a command, a batch in, translate, the batch out, what others have handed over, some sweeping.
  *
- * One thread runs it. It sleeps in receive() when nothing happens: for a tenth of a second while there are
- * flows to expire, for longer when there are none; a command wakes it.
+ * Each worker's thread runs it. It sleeps in receive() when nothing happens: for a tenth of a second while there are
+ * flows to expire, for longer when there are none; a command, and whoever hands a packet over, wakes it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "nat.h"
+#include "handover.h"
+#include "slices.h"
 
 enum { WAIT_WITH_FLOWS = 100, WAIT_DRAINING = 10, WAIT_IDLE = 1000, SWEEP_PERIOD = 1000, DRAIN_PERIOD = 100 };
 
@@ -23,35 +26,35 @@ static void output_failed(void *context, uint32_t link, hp_reason reason) {
 
 static void device_gone(void *context, uint32_t link) {
   hp_worker *worker = context;
-  worker->engine->links[link].gone = 1;
+  __atomic_store_n(&worker->engine->links[link].gone, 1, __ATOMIC_RELAXED);
 }
 
-static void run_commands(hp_engine *engine) {
-  while (engine->ring_head != __atomic_load_n(&engine->ring_tail, __ATOMIC_ACQUIRE)) {
-    hp_command *command = engine->ring[engine->ring_head++ % HP_COMMANDS];
-    command->result = command->run(engine, command->arguments, command->error);
-    sem_post(&command->done);
-  }
+static void run_command(hp_worker *worker) {
+  hp_command *command = __atomic_load_n(&worker->command, __ATOMIC_ACQUIRE);
+  if (!command)
+    return;
+  command->result = command->run(worker, command->arguments, command->error);
+  __atomic_store_n(&worker->command, NULL, __ATOMIC_RELAXED);
+  sem_post(&command->done);
 }
 
-static int wait_for(const hp_engine *engine) {
-  if (engine->worker.owed)
+static int wait_for(const hp_worker *worker) {
+  if (worker->owed)
     return 0;
-  if (engine->draining || engine->resetting)
+  if (worker->leaving_count || worker->resetting)
     return WAIT_DRAINING;
-  return engine->worker.flows.control->live ? WAIT_WITH_FLOWS : WAIT_IDLE;
+  return worker->flows.control->live ? WAIT_WITH_FLOWS : WAIT_IDLE;
 }
 
 /* As many numbers as the time since the last turn is worth, so that a pass takes SWEEP_PERIOD, and those that the
  * last turn left. */
 static void sweep(hp_worker *worker) {
-  const hp_engine *engine = worker->engine;
   uint64_t elapsed = worker->now - worker->swept_at;
   worker->resets = 0;
   if (elapsed == 0 && !worker->owed)
     return;
   worker->swept_at = worker->now;
-  uint64_t period = engine->draining || engine->resetting ? DRAIN_PERIOD : SWEEP_PERIOD;
+  uint64_t period = worker->leaving_count || worker->resetting ? DRAIN_PERIOD : SWEEP_PERIOD;
   uint64_t budget = worker->flows.control->used * elapsed / period + 1 + worker->owed;
   hp_expire(worker, (uint32_t)(budget < UINT32_MAX ? budget : UINT32_MAX));
 }
@@ -66,59 +69,89 @@ static void send_batch(hp_worker *worker, const hp_packet *packets, uint32_t cou
   }
 }
 
+/* What workers do for each other. */
+static void cooperate(hp_worker *worker, uint64_t pass) {
+  const hp_engine *engine = worker->engine;
+  hp_handover_wake(worker);
+  if (worker->ports.in_need) {
+    worker->ports.in_need = false;
+    for (uint32_t i = 0; i < worker->workers; i++)
+      if (i != worker->number) {
+        __atomic_store_n(&engine->workers[i].asked, 1, __ATOMIC_RELAXED);
+        hp_worker_wake(&engine->workers[i]);
+      }
+  }
+  if (__atomic_exchange_n(&worker->asked, 0, __ATOMIC_RELAXED))
+    hp_slices_turn(worker);
+  if (pass != worker->pass)
+    hp_slices_pass(worker);
+}
+
 static void turn(hp_worker *worker) {
   hp_packet packets[HP_BATCH];
-  hp_engine *engine = worker->engine;
-  run_commands(engine);
-  uint32_t count = worker->io_ops->receive(worker->io, packets, wait_for(engine));
+  uint64_t pass = worker->pass;
+  run_command(worker);
+  uint32_t count = worker->io_ops->receive(worker->io, packets, wait_for(worker));
   hp_clock_set(worker, hp_now());
-  worker->shared->loops++;
+  worker->words->loops++;
   if (count) {
-    worker->shared->batches++;
+    worker->words->batches++;
     hp_nat_batch(worker, packets, count);
     send_batch(worker, packets, count);
     worker->io_ops->flush(worker->io);
   }
+  if (worker->workers > 1)
+    hp_handover_take(worker);
   sweep(worker);
+  if (worker->workers > 1)
+    cooperate(worker, pass);
 }
 
-static int open_io(hp_engine *engine) {
-  hp_worker *worker = &engine->worker;
+int hp_worker_connect(hp_worker *worker, uint32_t link, hp_error *error) {
+  const hp_engine *engine = worker->engine;
+  bool receives;
+  int fd = hp_link_fd(engine, link, worker->number, &receives);
+  if (fd < 0)
+    return 0;
+  int group = engine->links[link].kind == HP_LINK_ENI ? HP_GROUP_ENIS : HP_GROUP_TUNNELS;
+  return worker->io_ops->add(worker->io, link, fd, receives ? group : HP_GROUP_NONE, error);
+}
+
+void hp_worker_wake(const hp_worker *worker) {
+  uint64_t one = 1;
+  if (write(worker->wake, &one, sizeof one) < 0 && errno != EAGAIN) /* EAGAIN: it is awake already */
+    abort();
+}
+
+/* ---- life ---- */
+
+static int open_io(hp_worker *worker) {
+  const hp_engine *engine = worker->engine;
   hp_io_config config = {.max_links = engine->config.max_links + 1,
                          .buffers = engine->config.buffers,
-                         .wake = engine->wake,
+                         .wake = worker->wake,
                          .failed = output_failed,
                          .gone = device_gone,
                          .context = worker,
-                         .counters = &worker->shared->io_counters};
-  worker->io = worker->io_ops->open(&config, &engine->start_error);
+                         .counters = &worker->words->io_counters};
+  worker->io = worker->io_ops->open(&config, &worker->start_error);
   if (!worker->io)
     return -1;
   for (uint32_t link = 1; link < engine->links_used; link++) {
     const hp_link *l = &engine->links[link];
-    if (l->kind == HP_LINK_FREE || l->draining || engine->local[link].fd < 0)
-      continue;
-    int group = l->kind == HP_LINK_ENI ? HP_GROUP_ENIS : HP_GROUP_TUNNELS;
-    if (worker->io_ops->add(worker->io, link, engine->local[link].fd, group, &engine->start_error))
+    bool ours = l->kind == HP_LINK_ENI || (l->kind == HP_LINK_TUNNEL && l->worker == worker->number);
+    if (ours && !l->draining && hp_worker_connect(worker, link, &worker->start_error))
       return -1;
   }
   return 0;
 }
 
-static void show_io(hp_worker *worker) {
-  __atomic_store_n(&worker->shared->io, worker->io_ops == &hp_io_uring ? HP_IO_URING : HP_IO_EPOLL, __ATOMIC_RELAXED);
-  __atomic_store_n(&worker->shared->running, 1, __ATOMIC_RELAXED);
-}
-
 static void *loop(void *argument) {
-  hp_engine *engine = argument;
-  hp_worker *worker = &engine->worker;
-  int opened = open_io(engine);
-  __atomic_store_n(&engine->running, opened == 0, __ATOMIC_RELEASE);
-  if (opened == 0)
-    show_io(worker);
-  sem_post(&engine->started);
-  while (opened == 0 && !__atomic_load_n(&engine->stop, __ATOMIC_ACQUIRE))
+  hp_worker *worker = argument;
+  worker->opened = open_io(worker) == 0;
+  bool opened = worker->opened;
+  sem_post(&worker->started);
+  while (opened && !__atomic_load_n(&worker->engine->stop, __ATOMIC_ACQUIRE))
     turn(worker);
   if (worker->io)
     worker->io_ops->close(worker->io);
@@ -126,35 +159,76 @@ static void *loop(void *argument) {
   return NULL;
 }
 
-int hp_worker_start(hp_engine *engine, hp_error *error) {
-  hp_worker *worker = &engine->worker;
-  worker->io_ops = hp_io_choose(engine->config.io, error);
-  if (!worker->io_ops)
-    return -1;
-  engine->stop = 0;
+static int pin(const hp_worker *worker, hp_error *error) {
+  const hp_config *c = &worker->engine->config;
+  if (!c->pin_count)
+    return 0;
+  uint32_t cpu = c->pins[worker->number % c->pin_count];
+  cpu_set_t cpus;
+  CPU_ZERO(&cpus);
+  if (cpu < CPU_SETSIZE)
+    CPU_SET(cpu, &cpus);
+  int code = pthread_setaffinity_np(worker->thread, sizeof cpus, &cpus);
+  if (code)
+    return hp_fail(error, code, "worker %u cannot run on CPU %u: %s; pin it to one that this process may use",
+                   worker->number, cpu, strerror(code));
+  return 0;
+}
+
+static void end(hp_worker *worker) {
+  hp_worker_wake(worker);
+  pthread_join(worker->thread, NULL);
+}
+
+static int start(hp_worker *worker, hp_error *error) {
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are the main thread's */
-  int code = pthread_create(&worker->thread, NULL, loop, engine);
+  int code = pthread_create(&worker->thread, NULL, loop, worker);
   pthread_sigmask(SIG_SETMASK, &before, NULL);
   if (code)
-    return hp_fail(error, code, "cannot start the worker's thread: %s", strerror(code));
-  pthread_setname_np(worker->thread, "hp-worker");
-  while (sem_wait(&engine->started))
+    return hp_fail(error, code, "cannot start the thread of worker %u: %s", worker->number, strerror(code));
+  char name[16];
+  snprintf(name, sizeof name, "hp-worker-%u", worker->number & 15);
+  pthread_setname_np(worker->thread, name);
+  while (sem_wait(&worker->started))
     ;
-  if (engine->running)
+  if (worker->opened && pin(worker, error) == 0)
     return 0;
-  pthread_join(worker->thread, NULL);
-  *error = engine->start_error;
+  if (!worker->opened)
+    *error = worker->start_error;
+  __atomic_store_n(&worker->engine->stop, 1, __ATOMIC_RELEASE);
+  end(worker);
   return -1;
 }
 
-void hp_worker_stop(hp_engine *engine) {
-  uint64_t one = 1;
+static void stop(hp_engine *engine, uint32_t count) {
   __atomic_store_n(&engine->stop, 1, __ATOMIC_RELEASE);
-  if (write(engine->wake, &one, sizeof one) < 0 && errno != EAGAIN)
-    abort();
-  pthread_join(engine->worker.thread, NULL);
+  for (uint32_t i = 0; i < count; i++)
+    end(&engine->workers[i]);
+  hp_handover_close(engine);
+}
+
+int hp_workers_start(hp_engine *engine, hp_error *error) {
+  const hp_io_ops *ops = hp_io_choose(engine->config.io, error);
+  if (!ops || hp_handover_open(engine, error))
+    return -1;
+  engine->stop = 0;
+  for (uint32_t i = 0; i < engine->config.workers; i++) {
+    engine->workers[i].io_ops = ops;
+    if (start(&engine->workers[i], error) == 0)
+      continue;
+    stop(engine, i);
+    return -1;
+  }
+  engine->running = 1;
+  __atomic_store_n(&engine->shared->io, ops == &hp_io_uring ? HP_IO_URING : HP_IO_EPOLL, __ATOMIC_RELAXED);
+  __atomic_store_n(&engine->shared->running, 1, __ATOMIC_RELAXED);
+  return 0;
+}
+
+void hp_workers_stop(hp_engine *engine) {
+  stop(engine, engine->config.workers);
   engine->running = 0;
   __atomic_store_n(&engine->shared->running, 0, __ATOMIC_RELAXED);
   __atomic_store_n(&engine->shared->io, HP_IO_AUTO, __ATOMIC_RELAXED);

@@ -58,6 +58,7 @@ class Reason(StrEnum):
     OUTPUT_FULL = "output_full"
     OUTPUT_ERROR = "output_error"
     SOURCE_ROUTE = "source_route"
+    HANDOVER_FULL = "handover_full"
 
 
 REASONS: tuple[Reason, ...] = tuple(Reason)
@@ -248,10 +249,25 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
 _COUNTS = tuple(name for name in Counters.__struct_fields__ if name not in ("gone", "drops"))
 
 
-class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine as a whole. flows_high: flow numbers below it have been used; dense_destinations: short of ports;
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker: as in Status. handed_over: packets that it received and another worker has the flow of; taken_over:
+    those that others received for it.
+    """
 
-    loops: turns of the worker's loop, of which `batches` brought packets; packets: reads from descriptors; no_buffers:
+    flows: int
+    loops: int
+    batches: int
+    packets: int
+    writes: int
+    handed_over: int
+    taken_over: int
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine as a whole, and each worker. flows_high: flow numbers that have been used; dense_destinations: short
+    of ports;
+
+    loops: turns of the workers' loops, of which `batches` brought packets; packets: reads from descriptors; no_buffers:
     receives that ended for want of a buffer; io: the I/O engine in use, "none" when not running.
     """
 
@@ -266,6 +282,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     packets: int
     writes: int
     no_buffers: int
+    workers: tuple[WorkerStatus, ...] = ()
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):

@@ -76,10 +76,23 @@ def _totals(measures: Measures) -> Iterator[Metric]:
     yield _counter("drops", "Dropped packets.", ("reason",), drops)
     yield _gauge("flows", "Flows now.", (), [((), measures.flows)])
     yield _gauge("flows_capacity", "Flows that the engine can hold.", (), [((), measures.max_flows)])
+    yield from _workers(measures)
     yield _gauge("engine_running", "1 while an engine runs.", (), [((), int(measures.engine_running))])
     yield _counter("engine_restarts", "Engines started in the place of one that died.", (), [((), measures.restarts)])
     yield _gauge("pool_ready", "Fresh environments that are ready.", (), [((), measures.pool)])
     yield _gauge("build_info", "The daemon's version.", ("version",), [((__version__,), 1)])
+
+
+def _workers(measures: Measures) -> Iterator[Metric]:
+    workers = [((str(number),), one) for number, one in enumerate(measures.workers)]
+    flows = [(label, one.flows) for label, one in workers]
+    yield _gauge("worker_flows", "Flows of a worker now.", ("worker",), flows)
+    packets = [(label, one.packets) for label, one in workers]
+    yield _counter("worker_packets", "Packets that a worker has read from devices.", ("worker",), packets)
+    handed_over = [(label, one.handed_over) for label, one in workers]
+    yield _counter(
+        "worker_handed_over", "Of these, those that another worker has the flow of.", ("worker",), handed_over
+    )
 
 
 def _resources(measures: Measures) -> Iterator[Metric]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from hyperplane.model import Counters, Drop, Flow, FlowState
+from hyperplane.model import Counters, Drop, Flow, FlowState, WorkerStatus
 from hyperplane.model import Protocol as IpProtocol
 from hyperplane.resources import (
     ApplyRequest,
@@ -65,7 +65,8 @@ class EniMeasures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Measures(msgspec.Struct, frozen=True, kw_only=True):
-    """What /v1/metrics shows at a scrape. traffic, resources: as in DaemonStatus; max_flows: the engine's capacity."""
+    """What /v1/metrics shows at a scrape. traffic, resources: as in DaemonStatus; max_flows: the engine's capacity;
+    workers: as in Status."""
 
     traffic: Counters
     flows: int
@@ -74,6 +75,7 @@ class Measures(msgspec.Struct, frozen=True, kw_only=True):
     engine_running: bool
     resources: Mapping[Kind, Mapping[str, int]]
     enis: Sequence[EniMeasures] = ()
+    workers: Sequence[WorkerStatus] = ()
     pool: int = 0
 
 

@@ -24,7 +24,7 @@ from hyperplane.linux import tun
 from hyperplane.linux.eni import EniDevice, create_eni, withdraw_eni
 from hyperplane.linux.jobs import HalfWay, Jobs
 from hyperplane.linux.namespaces import Namespace, NamespaceThreads, open_namespace, raise_descriptor_limit
-from hyperplane.linux.reaper import Reaper
+from hyperplane.linux.reaper import Reaper, close_all
 from hyperplane.linux.tunnel import make_tunnel, take_tunnel
 from hyperplane.linux.watch import NamespaceWatch, Token
 from hyperplane.model import SecurityGroup, Timers, UdpMapping
@@ -167,12 +167,15 @@ class Attachments:
 
         def make() -> _OpenEni:
             with open_namespace(vpc) as namespace, self._threads.inside(namespace.fd):
-                made = create_eni(namespace, device=device, addresses=checked, mtu=mtu)
+                workers = self.engine.config.workers
+                made = create_eni(namespace, device=device, addresses=checked, mtu=mtu, queues=workers)
             try:
                 eni = self.engine.add_eni(
                     checked,
                     name=name,
                     fd=made.fd,
+                    queues=made.more[: made.queues - 1],
+                    steering=made.more[-1] if made.steered else -1,
                     mtu=mtu,
                     security_groups=groups,
                     timers=timers,
@@ -181,6 +184,7 @@ class Attachments:
                 )
             except BaseException as error:
                 withdraw_eni(made, self._threads)
+                close_all(made.more)
                 raise HalfWay(error, self._reaper.close(made.fd)) from None
             return _OpenEni(eni, made, self._loop.create_future())
 
@@ -314,6 +318,7 @@ class Attachments:
         with suppress(EngineError, InvalidValue):  # as above
             self.engine.remove(opened.eni)
         withdraw_eni(opened.device, self._threads)
+        close_all(opened.device.more)
         return self._reaper.close(opened.device.fd)
 
     def _start_engine(self) -> Engine:

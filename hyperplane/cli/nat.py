@@ -43,6 +43,8 @@ class Plan:
     device: str
     eni_device: str
     max_flows: int
+    workers: int
+    pin: str
     io: Io
     timers: Timers
     watch: bool
@@ -98,7 +100,9 @@ class Session:
     async def run(self) -> None:
         plan = self._plan
         size = max(len(plan.environments) + 1, 64)
-        async with Attachments(max_flows=plan.max_flows, max_links=size, io=plan.io) as attachments:
+        async with Attachments(
+            max_flows=plan.max_flows, max_links=size, io=plan.io, workers=plan.workers, pin=plan.pin
+        ) as attachments:
             self._attachments = attachments
             self._eni = await self._open_eni()
             attached = [await self._attach(namespace, name) for namespace, name in plan.environments]

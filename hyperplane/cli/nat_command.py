@@ -65,6 +65,8 @@ def _timers(ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
     "--max-flows", type=int, default=262_144, show_default=True,
     help="Flows at the same time; more are refused (flow_table_full).",
 )  # fmt: skip
+@click.option("--workers", type=int, default=1, show_default=True, help="Threads that translate, each on its share.")
+@click.option("--pin", metavar="CPUS", default="", help="The CPUs of the workers, such as 2,3 or 2-5.")
 @click.option("--io", type=click.Choice(get_args(Io)), default="auto", show_default=True, help="How packets are read.")
 @click.option(
     "--timers", metavar="NAME=SECONDS", callback=_timers, multiple=True,

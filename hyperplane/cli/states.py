@@ -50,6 +50,9 @@ def _table(status: Any) -> Table:
     up = duration(time.time() - status.started)
     table.add_row("daemon", f"{status.version}, instance {status.instance}, pid {status.pid}, up {up}")
     table.add_row("engine", _engine(status.engine) if status.engine else Text("does not run", "red"))
+    for number, worker in enumerate(status.engine.status.workers if status.engine else ()):
+        if len(status.engine.status.workers) > 1:
+            table.add_row(f"worker {number}", _worker(worker))
     table.add_row("resources", ", ".join(_counted(status.resources)) or "none")
     traffic = status.traffic
     out, back = volume(traffic.bytes_out), volume(traffic.bytes_in)
@@ -68,6 +71,11 @@ def _engine(engine: Any) -> str:
         f"{engine.version}, pid {engine.pid}, {many(now.flows, 'flow')}, I/O by {now.io}, memory {size}, "
         f"{many(engine.restarts, 'restart')}"
     )
+
+
+def _worker(worker: Any) -> str:
+    read = f"{many(worker.flows, 'flow')}, {worker.packets:,} packets read in {worker.batches:,} batches"
+    return f"{read}, {worker.handed_over:,} handed over" if worker.handed_over else read
 
 
 def _counted(resources: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -29,7 +29,7 @@ from hyperplane.linux import tun
 from hyperplane.linux.eni import EniDevice, adopt_eni, clear_leftovers, create_eni, withdraw_eni
 from hyperplane.linux.jobs import HalfWay
 from hyperplane.linux.namespaces import Key, Namespace, NamespaceThreads, key_of, open_namespace
-from hyperplane.linux.reaper import Reaper
+from hyperplane.linux.reaper import Reaper, close_all
 from hyperplane.linux.tunnel import Shape, TunnelDevice, make_tunnel
 from hyperplane.model import SecurityGroup
 from hyperplane.resources import Eni
@@ -80,12 +80,15 @@ class Actuator:
         if self._engine.link(eni.id):
             self._close(self._engine.remove(eni.id))
         with open_namespace(action.namespace) as namespace, self._threads.inside(namespace.fd):
-            made = create_eni(namespace, device=eni.device, addresses=eni.addresses, mtu=eni.mtu)
+            workers = int(self._engine.config.get("workers", 1))
+            made = create_eni(namespace, device=eni.device, addresses=eni.addresses, mtu=eni.mtu, queues=workers)
         self._point("eni device made")
         try:
-            self._engine.add(eni_spec(action), made.fd)
+            spec = replace(eni_spec(action), queues=made.queues, steered=made.steered)
+            self._engine.add(spec, made.fd, made.more)
         except BaseException as error:
             withdraw_eni(made, self._threads)
+            close_all(made.more)
             raise HalfWay(error, self._reaper.close(made.fd)) from None
         self._point("eni told")
         self._enis[eni.id] = made

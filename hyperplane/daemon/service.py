@@ -235,5 +235,6 @@ class Service:
             engine_running=self.supervisor.alive,
             resources=resources,
             enis=enis,
+            workers=status.workers,
             pool=len(self.pool),
         )

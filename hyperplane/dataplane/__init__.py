@@ -21,6 +21,7 @@ from hyperplane.model import (
     Status,
     Timers,
     Verdict,
+    WorkerStatus,
 )
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Translated",
     "Tunnel",
     "Verdict",
+    "WorkerStatus",
     "io_engines",
     "now",
 ]

@@ -39,6 +39,22 @@ def milliseconds(what: str, seconds: float, longest: float) -> int:
     return round(seconds * 1000)
 
 
+def cpus(what: str, value: str, most: int) -> list[int]:
+    """Numbers of processors, as taskset has them: "0,2" or "0-3"; "" for none."""
+    found: list[int] = []
+    try:
+        for part in value.split(",") if value else ():
+            first, _, last = part.partition("-")
+            found += range(int(first), int(last or first) + 1)
+        if (value and not found) or len(found) > most or any(not 0 <= number < 1024 for number in found):
+            raise ValueError
+    except (ValueError, AttributeError):
+        limit = f"at most {most} processors"
+        remedy = "give numbers and ranges such as 0,2-3"
+        raise InvalidValue(f"{what} is {value!r}", resource=what, limit=limit, remedy=remedy) from None
+    return found
+
+
 def choice(what: str, value: str, choices: Iterable[str]) -> str:
     known = tuple(choices)
     if value not in known:

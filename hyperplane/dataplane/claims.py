@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address
 from typing import Any, get_args
 
@@ -16,6 +16,7 @@ from hyperplane.model import SecurityGroup, Timers, UdpMapping
 
 # RFC 791 section 3.1: every host takes 576 bytes; a link of less would make nonsense of the MSS clamp.
 LEAST_MTU, LARGEST_MTU = 576, 65535
+DESCRIPTORS = 0x7FFFFFFF
 
 
 class Linked(Handle):
@@ -60,6 +61,8 @@ class Linked(Handle):
         timers: Timers = Timers(),
         udp_mapping: UdpMapping = "endpoint-independent",
         silent: bool = False,
+        queues: Sequence[int] = (),
+        steering: int = -1,
     ) -> Eni:
         """Takes over an ENI that exists in inherited regions: its flows go on.
 
@@ -68,7 +71,7 @@ class Linked(Handle):
         claim.
         """
         checks.integer("number of an ENI", number, 1, lib.HP_MAX_LINKS)
-        what, config, checked = eni_config(name, addresses, fd, mtu, timers, udp_mapping, silent)
+        what, config, checked = eni_config(name, addresses, fd, mtu, timers, udp_mapping, silent, queues, steering)
         groups = checks.groups(f"security groups of {what}", security_groups)
         with self._open() as engine:
             if lib.hp_eni_claim(engine, number, config, fd, self._error) < 0:
@@ -151,6 +154,8 @@ def eni_config(
     timers: Timers,
     udp_mapping: UdpMapping,
     silent: bool,
+    queues: Sequence[int],
+    steering: int,
 ) -> tuple[str, Any, tuple[IPv4Address, ...]]:
     """What it is called in errors, hp_eni_config *, and its addresses; everything checked."""
     checks.name("ENI name", name)
@@ -163,7 +168,13 @@ def eni_config(
     config.udp_mapping = native.UDP_MAPPINGS[checks.choice(f"UDP mapping of {what}", udp_mapping, get_args(UdpMapping))]
     config.silent = checks.instance(f"silent of {what}", silent, bool)
     native.set_timers(config.timers, checks.instance(f"timers of {what}", timers, Timers))
-    checks.integer(f"descriptor of {what}", fd, -1, 0x7FFFFFFF)
+    checks.integer(f"descriptor of {what}", fd, -1, DESCRIPTORS)
+    checks.integer(f"number of further queues of {what}", len(queues), 0, lib.HP_MAX_WORKERS - 1)
+    config.queue_count = len(queues)
+    for place, queue in enumerate(queues):
+        config.queues[place] = checks.integer(f"descriptor of a queue of {what}", queue, 0, DESCRIPTORS)
+    config.steered = checks.integer(f"steering of {what}", steering, -1, DESCRIPTORS) >= 0
+    config.steering = steering
     return what, config, checked
 
 

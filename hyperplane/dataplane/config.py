@@ -15,7 +15,7 @@ UINT64 = 0xFFFFFFFFFFFFFFFF
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What `Engine(...)` takes, and means there. A successor and a reader need the engine's own: the first five sizes
-    of the tables must be the same, a successor may have other values for the rest.
+    of the tables and workers must be the same, a successor may have other values for the rest.
     """
 
     max_flows: int = 262_144
@@ -29,6 +29,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     port_quarantine: float = 30.0
     huge_pages: bool = True
     seed: int = 0
+    workers: int = 1
+    pin: str = ""
 
 
 def compiled(config: EngineConfig) -> Any:
@@ -45,4 +47,8 @@ def compiled(config: EngineConfig) -> Any:
     block.port_quarantine = checks.milliseconds("port_quarantine", config.port_quarantine, LONGEST_TIMER)
     block.huge_pages = checks.instance("huge_pages", config.huge_pages, bool)
     block.seed = checks.integer("seed", config.seed, 0, UINT64)
+    block.workers = checks.integer("workers", config.workers, 1, lib.HP_MAX_WORKERS)
+    pins = checks.cpus("pin", config.pin, lib.HP_MAX_WORKERS)
+    block.pin_count = len(pins)
+    block.pins = pins
     return block

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 from operator import add
 from typing import Any, Self
@@ -22,7 +22,7 @@ UINT64 = 0xFFFFFFFFFFFFFFFF
 
 
 class Engine(Linked):
-    """A translation engine: its tables, its links and, once started, its worker thread.
+    """A translation engine: its tables, its links and, once started, its worker threads.
 
     Every method may be called from any thread. Changes are carried out when the call returns, whether the worker
     runs or not. Errors: InvalidValue for a value that cannot be right, EngineError and its relatives for what the
@@ -32,7 +32,9 @@ class Engine(Linked):
     max_flows); max_links: tunnels and ENIs; max_addresses: ENI addresses in all; buffers: receive buffers per kind of
     link, a power of two; drop_records: length of the drop ring; refusal_rate: RSTs and ICMP errors that the engine
     sends per second and link; port_quarantine: seconds before the port of an ended mapping is given out again; seed:
-    not 0 makes hash keys and ports reproducible, for tests only.
+    not 0 makes hash keys and ports reproducible, for tests only; workers: threads that translate, each with its share
+    of max_flows, of the tunnels and of each ENI's ports; pin: the CPUs they run on, such as "0,2-3", one after the
+    other, "" for wherever the kernel puts them.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class Engine(Linked):
         port_quarantine: float = 30.0,
         huge_pages: bool = True,
         seed: int = 0,
+        workers: int = 1,
+        pin: str = "",
     ) -> None:
         self._begin(
             EngineConfig(
@@ -63,6 +67,8 @@ class Engine(Linked):
                 port_quarantine=port_quarantine,
                 huge_pages=huge_pages,
                 seed=seed,
+                workers=workers,
+                pin=pin,
             ),
             lib.hp_engine_new,
         )
@@ -90,9 +96,9 @@ class Engine(Linked):
     def regions(self) -> dict[str, int]:
         """The memfds that hold the engine's state, by name, for a successor or a Reader; they stay the engine's."""
         with self._open() as engine:
-            table = ffi.new("hp_region_fd[]", lib.HP_REGIONS)
-            lib.hp_engine_regions(engine, table, lib.HP_REGIONS)
-            return {ffi.string(entry.name).decode(): entry.fd for entry in table}
+            table = ffi.new("hp_region_fd[]", lib.HP_MAX_REGIONS)
+            count = lib.hp_engine_regions(engine, table, lib.HP_MAX_REGIONS)
+            return {ffi.string(table[i].name).decode(): table[i].fd for i in range(count)}
 
     # Life
 
@@ -130,14 +136,19 @@ class Engine(Linked):
         timers: Timers = Timers(),
         udp_mapping: UdpMapping = "endpoint-independent",
         silent: bool = False,
+        queues: Sequence[int] = (),
+        steering: int = -1,
     ) -> Eni:
         """Adds a shared interface with 1 to 8 addresses; without a rule in security_groups it refuses everything.
 
         fd: a TUN with IFF_VNET_HDR, which stays the caller's to close after remove(); -1: no device, for translate().
-        mtu: of the path into the VPC as far as known. silent: refusals are not told to the sender. The same address
-        on two ENIs is allowed: VPCs overlap. Raises InvalidValue, NotATunnel, DeviceError, EngineError.
+        queues: further descriptors of a multi-queue device, in the order of its queues, one for each further worker;
+        without them one reads for all. steering: the array of the program that brings packets to the right queue
+        (hyperplane.linux.steering). mtu: of the path into the VPC as far as known. silent: refusals are not told to the
+        sender. The same address on two ENIs is allowed: VPCs overlap. Raises InvalidValue, NotATunnel, DeviceError,
+        EngineError.
         """
-        what, config, checked = eni_config(name, addresses, fd, mtu, timers, udp_mapping, silent)
+        what, config, checked = eni_config(name, addresses, fd, mtu, timers, udp_mapping, silent, queues, steering)
         groups = checks.groups(f"security groups of {what}", security_groups)
         with self._open() as engine:
             number = lib.hp_eni_add(engine, config, fd, self._error)
@@ -236,6 +247,16 @@ class Engine(Linked):
         data = bytes(ffi.buffer(row.data, row.length))
         header = lib.HP_VNET_HEADER
         return Translated(verdict, self._links[row.link], reason, data[header:], data[:header])
+
+    def worker_of(self, link: Link, packet: bytes) -> int:
+        """The number of the worker that an IPv4 packet from a link is for; 0 also when it is for none."""
+        with self._open() as engine:
+            number = self._known(link, (Eni, Tunnel)).number
+            data = ffi.new("uint8_t[]", bytes(lib.HP_VNET_HEADER) + bytes(packet))
+            length = lib.HP_VNET_HEADER + len(packet)
+            return lib.hp_packet_worker(
+                engine, ffi.new("hp_packet *", {"data": data, "length": length, "link": number})
+            )
 
     def sweep(self, now: int | None = None) -> int:
         """Ends every flow that is idle at that time (CLOCK_BOOTTIME ms); returns how many ended."""

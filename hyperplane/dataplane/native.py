@@ -9,7 +9,20 @@ from typing import Any, NoReturn
 
 from hyperplane._native import ffi, lib
 from hyperplane.errors import DeviceError, EngineError, HyperplaneError, NotATunnel, PermissionMissing
-from hyperplane.model import Counters, Drop, Flow, FlowState, Memory, Protocol, Reason, Rule, Status, Timers, Verdict
+from hyperplane.model import (
+    Counters,
+    Drop,
+    Flow,
+    FlowState,
+    Memory,
+    Protocol,
+    Reason,
+    Rule,
+    Status,
+    Timers,
+    Verdict,
+    WorkerStatus,
+)
 
 IPPROTO: dict[str, int] = {"all": 0, "icmp": 1, "tcp": 6, "udp": 17}
 PROTOCOLS: dict[int, Protocol] = {1: "icmp", 6: "tcp", 17: "udp"}
@@ -123,6 +136,9 @@ def counters(block: Any) -> Counters:
 
 def status(block: Any) -> Status:
     fields = {name: getattr(block, name) for name in Status.__struct_fields__}
+    workers = [block.worker[number] for number in range(block.workers)]
+    names = WorkerStatus.__struct_fields__
+    fields["workers"] = tuple(WorkerStatus(**{name: getattr(one, name) for name in names}) for one in workers)
     fields["running"] = bool(block.running)
     fields["io"] = {lib.HP_IO_URING: "io_uring", lib.HP_IO_EPOLL: "epoll"}.get(block.io, "none")
     return Status(**fields)

@@ -16,7 +16,7 @@ from hyperplane.errors import EngineError, HyperplaneError
 from hyperplane.model import Timers, UdpMapping, to_text
 from hyperplane.resources import Problem, from_text
 
-VERSION: Final = 1
+VERSION: Final = 2
 MOST_DESCRIPTORS: Final = 250  # with one message; the kernel takes 253 (SCM_MAX_FD)
 MOST_BYTES: Final = 128 << 10  # of one message: below net.core.wmem_default's 208 KiB, above the largest LinkSpec
 LINK_BYTES: Final = 64 << 10  # of one LinkSpec: 1,024 rules and a name take less
@@ -29,8 +29,9 @@ class LinkSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     """A link as the daemon wants it; its id is the daemon's name for it. eni: the id of a tunnel's ENI.
 
     addresses, timers, udp_mapping, silent, rules (texts that `Rule.parse()` reads) are an ENI's, eni, address and
-    max_flows a tunnel's; see Engine.add_eni() and add_tunnel(). number and has_fd belong to one message: the number of
-    the inherited link that this claims, and whether a descriptor comes with it.
+    max_flows a tunnel's; see Engine.add_eni() and add_tunnel(). queues and steered say what descriptors an ENI has:
+    of its queues, then of the array that steers its packets. number and has_fd belong to one message: the number of the
+    inherited link that this claims, and whether its descriptors come with it.
     """
 
     kind: Kind
@@ -45,8 +46,15 @@ class LinkSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     udp_mapping: UdpMapping = "endpoint-independent"
     silent: bool = False
     rules: tuple[str, ...] = ()
+    queues: int = 1
+    steered: bool = False
     number: int | None = None
     has_fd: bool = False
+
+    @property
+    def descriptors(self) -> int:
+        """How many it has."""
+        return self.queues + self.steered
 
 
 class LinkState(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +94,7 @@ class Inherit(Message, frozen=True, kw_only=True, tag=True):
 class Apply(Message, frozen=True, kw_only=True, tag=True):
     """Links that must be and links that must not be; carried out in order, removals first. Idempotent.
 
-    Descriptors come in the order of the links that have one. complete: this ends the full state of that generation,
+    Descriptors come in the order of the links that have some. complete: this ends the full state of that generation,
     and what was in none of its messages is removed. One item's error does not stop the others.
     """
 
@@ -145,7 +153,7 @@ class Applied(Message, frozen=True, kw_only=True, tag=True):
 
 
 class LinksReply(Message, frozen=True, kw_only=True, tag=True):
-    """With one descriptor per link. more: ask again from the next offset."""
+    """With the descriptors of each link. more: ask again from the next offset."""
 
     links: tuple[LinkState, ...] = ()
     more: bool = False
@@ -187,7 +195,7 @@ def answer(data: bytes | memoryview) -> Answer:
 def expected_descriptors(message: Request) -> int:
     """How many descriptors must come with a request."""
     if isinstance(message, Apply):
-        return sum(link.has_fd for link in message.links)
+        return sum(link.descriptors for link in message.links if link.has_fd)
     return len(message.regions) if isinstance(message, Inherit) else 0
 
 

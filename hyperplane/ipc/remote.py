@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -47,11 +48,17 @@ TRIES: Final = 3  # engines that a call may outlive
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A link of the engine. fd belongs to the mirror, until remove() or sync() gives it away."""
+    """A link of the engine. fd belongs to the mirror, until remove() or sync() gives it away; so does more: the
+    descriptors of an ENI's further queues and its steering, which the mirror closes."""
 
     spec: LinkSpec
     number: int
     fd: int
+    more: tuple[int, ...] = ()
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        return (self.fd, *self.more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +164,7 @@ class RemoteEngine:
         with self._changed:
             self._closed = True
             self._disconnect()
-            transport.close_all([*self.regions.values(), *(link.fd for link in self._links.values())])
+            transport.close_all([*self.regions.values(), *(fd for link in self._links.values() for fd in link.fds)])
             self.regions = {}
             self._links.clear()
             self._forget_process()
@@ -194,8 +201,9 @@ class RemoteEngine:
         """Whether there is a link of that id, without waiting for a call that is under way."""
         return key in self._links
 
-    def add(self, spec: LinkSpec, fd: int) -> int:
-        """Makes a link and returns its number; fd is the mirror's from then on. When this raises it is the caller's.
+    def add(self, spec: LinkSpec, fd: int, more: Sequence[int] = ()) -> int:
+        """Makes a link and returns its number; fd and more are the mirror's from then on. When this raises they are the
+        caller's.
 
         Raises InvalidValue, AddressInUse, NotATunnel, DeviceError, EngineError.
         """
@@ -204,8 +212,8 @@ class RemoteEngine:
             if spec.id in self._links:
                 raise InvalidValue(f"there is a link {spec.id}", resource=spec.id, remedy="give each its own id")
             # Of a call that failed without an answer the engine may have a link of that id: it goes first.
-            number = number_of(self._apply((replace(wanted, has_fd=True),), (fd,), remove=(spec.id,)))
-            self._keep(wanted, number, fd)
+            number = number_of(self._apply((replace(wanted, has_fd=True),), (fd, *more), remove=(spec.id,)))
+            self._keep(wanted, number, fd, tuple(more))
         return number
 
     def update(self, spec: LinkSpec) -> None:
@@ -216,7 +224,7 @@ class RemoteEngine:
             if known is None:
                 raise InvalidValue(f"no link {spec.id}", resource=spec.id, remedy="add it first")
             number_of(self._apply((wanted,)))
-            self._links[spec.id] = Link(wanted, known.number, known.fd)
+            self._links[spec.id] = Link(wanted, known.number, known.fd, known.more)
 
     def remove(self, key: str) -> int:
         """Removes a link with its flows; returns its descriptor, which the caller closes, as the last to do so.
@@ -243,17 +251,18 @@ class RemoteEngine:
         wanted = [bare(spec) for spec in sorted(specs, key=lambda spec: spec.kind != "eni")]
         with self._changed:
             items = [
-                (replace(spec, has_fd=True), fds[spec.id])
+                (replace(spec, has_fd=True), (fds[spec.id],))
                 if spec.id in fds and spec.id not in self._links
-                else (spec, -1)
+                else (spec, ())
                 for spec in wanted
             ]
             results = self._synced(items)
             errors = {key: messages.exception(result.error) for key, result in results.items() if result.error}
-            for spec, (_, fd) in zip(wanted, items, strict=True):
+            for spec, (_, given) in zip(wanted, items, strict=True):
                 if spec.id not in errors:
                     known = self._links.get(spec.id)
-                    self._keep(spec, results[spec.id].number, known.fd if known else fd)
+                    fd, *more = known.fds if known else given or (-1,)
+                    self._keep(spec, results[spec.id].number, fd, tuple(more))
             gone = tuple(link for key, link in self._links.items() if key not in results)
             for link in gone:
                 self._forget(link.spec.id)
@@ -329,7 +338,7 @@ class RemoteEngine:
         if inherit:
             conversation.do(Inherit(config=self.config, regions=tuple(self.regions)), list(self.regions.values()))
         items = [
-            (replace(link.spec, number=link.number if inherit else None, has_fd=True), link.fd)
+            (replace(link.spec, number=link.number if inherit else None, has_fd=True), link.fds)
             for link in self._links.values()
         ]
         self._generation += 1
@@ -347,7 +356,7 @@ class RemoteEngine:
             self._take_memory(conversation)
             links, self._links = self._links, {}
             for key, link in links.items():
-                self._keep(link.spec, results[key].number, link.fd)
+                self._keep(link.spec, results[key].number, link.fd, link.more)
         self._connected(conversation)
         return lost
 
@@ -356,23 +365,24 @@ class RemoteEngine:
     def _learn(self, conversation: Conversation) -> None:
         if not conversation.welcome.regions:
             raise NoMemory(f"engine {conversation.pid} waits for the memory of a dead one", remedy="end it")
-        found: list[tuple[LinkState, int]] = []
+        found: list[tuple[LinkState, tuple[int, ...]]] = []
         try:
             more = conversation.welcome.links > 0
             while more:
                 reply, fds = conversation.ask(Links(offset=len(found)), LinksReply)
-                if len(fds) != len(reply.links):
+                if len(fds) != sum(state.spec.descriptors for state in reply.links):
                     transport.close_all(fds)
                     raise EngineError(f"{len(fds)} descriptors came for {len(reply.links)} links")
-                found += zip(reply.links, fds, strict=True)
+                came = iter(fds)
+                found += [(state, tuple(islice(came, state.spec.descriptors))) for state in reply.links]
                 more = reply.more and bool(fds)
             self._take_memory(conversation)
         except BaseException:
-            transport.close_all(fd for _, fd in found)
+            transport.close_all(fd for _, fds in found for fd in fds)
             raise
         self._generation = conversation.welcome.generation
-        for state, fd in found:
-            self._keep(state.spec, state.number, fd)
+        for state, own in found:
+            self._keep(state.spec, state.number, own[0], own[1:])
 
     def _take_memory(self, conversation: Conversation) -> None:
         transport.close_all(self.regions.values())
@@ -381,16 +391,19 @@ class RemoteEngine:
         conversation.regions = []
         self.on_memory()
 
-    def _keep(self, spec: LinkSpec, number: int, fd: int) -> None:
+    def _keep(self, spec: LinkSpec, number: int, fd: int, more: tuple[int, ...]) -> None:
         known = self._links.get(spec.id)
-        self._links[spec.id] = Link(spec, number, fd)
+        self._links[spec.id] = Link(spec, number, fd, more)
         if known is None or known.number != number:
             self.on_link(number, spec.name)
 
     def _forget(self, key: str) -> int:
         self._draining.pop(key, None)
         link = self._links.pop(key, None)
-        return link.fd if link else -1
+        if link is None:
+            return -1
+        transport.close_all(link.more)
+        return link.fd
 
     def _connected(self, conversation: Conversation) -> None:
         if conversation.pid != self.pid:

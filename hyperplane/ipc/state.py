@@ -11,7 +11,7 @@ from hyperplane.errors import InvalidValue
 from hyperplane.ipc import messages
 from hyperplane.ipc.messages import Applied, LinkResult, LinkSpec
 
-Item = tuple[LinkSpec, int]  # and its descriptor, -1 for none
+Item = tuple[LinkSpec, Sequence[int]]  # and its descriptors
 Send = Callable[[tuple[LinkSpec, ...], Sequence[int], bool], Applied]  # links, descriptors, whether that is all
 
 
@@ -23,7 +23,7 @@ def send_state(items: Sequence[Item], send: Send) -> dict[str, LinkResult]:
     results: dict[str, LinkResult] = {}
     parts = list(_parts(items))
     for number, part in enumerate(parts, 1):
-        fds = [fd for spec, fd in part if spec.has_fd]
+        fds = [fd for spec, fds in part if spec.has_fd for fd in fds]
         applied = send(tuple(spec for spec, _ in part), fds, number == len(parts))
         results.update((result.id, result) for result in applied.results)
     return results
@@ -32,14 +32,15 @@ def send_state(items: Sequence[Item], send: Send) -> dict[str, LinkResult]:
 def _parts(items: Sequence[Item]) -> Iterator[list[Item]]:
     """At least one, perhaps empty."""
     part: list[Item] = []
-    room = ROOM
-    for spec, fd in items:
+    room, places = ROOM, messages.MOST_DESCRIPTORS
+    for spec, fds in items:
         size = len(messages.encode(spec))
-        if size > room or len(part) == messages.MOST_DESCRIPTORS:
+        if size > room or len(fds) > places or len(part) == messages.MOST_DESCRIPTORS:
             yield part
-            part, room = [], ROOM
-        part.append((spec, fd))
+            part, room, places = [], ROOM, messages.MOST_DESCRIPTORS
+        part.append((spec, fds))
         room -= size
+        places -= len(fds)
     yield part
 
 

@@ -30,7 +30,7 @@ CLIPPED: Final = 100  # characters of each error, when many do not fit one messa
 class _Held:
     spec: LinkSpec
     link: Eni | Tunnel
-    fd: int
+    fds: tuple[int, ...]
     generation: int
 
 
@@ -52,8 +52,8 @@ class LinkTable:
         """Takes its descriptors out of fds. Never raises for an item: its error is in the results."""
         results = [self._result(one, self._remove, one) for one in message.remove]
         for spec in message.links:
-            fd = fds.pop(0) if spec.has_fd else -1
-            results.append(self._result(spec.id, self._put, spec, fd, message.generation))
+            given = tuple(fds.pop(0) for _ in range(spec.descriptors if spec.has_fd else 0))
+            results.append(self._result(spec.id, self._put, spec, given, message.generation))
         self.generation = message.generation
         if message.complete:
             results += self._complete()
@@ -76,16 +76,16 @@ class LinkTable:
         for one in held[max(offset, 0) :]:
             state = LinkState(spec=one.spec, number=one.link.number)
             room -= len(messages.encode(state))
-            if room < 0 or len(fds) == messages.MOST_DESCRIPTORS:
+            if room < 0 or len(fds) + len(one.fds) > messages.MOST_DESCRIPTORS:
                 break
             states.append(state)
-            fds.append(one.fd)
+            fds += one.fds
         return LinksReply(links=tuple(states), more=offset + len(states) < len(held)), fds
 
     def close(self) -> None:
         """Closes the engine and all descriptors."""
         self.engine.close()
-        close_all(held.fd for held in self._held.values() if held.fd >= 0)
+        close_all(fd for held in self._held.values() for fd in held.fds)
         self._held.clear()
 
     def _result(self, link: str, work: Callable[..., int], *arguments: object) -> LinkResult:
@@ -94,24 +94,24 @@ class LinkTable:
         except HyperplaneError as error:
             return LinkResult(id=link, error=messages.problem(error))
 
-    def _put(self, spec: LinkSpec, fd: int, generation: int) -> int:
+    def _put(self, spec: LinkSpec, fds: tuple[int, ...], generation: int) -> int:
         wanted = replace(spec, number=None, has_fd=False)
         held = self._held.get(spec.id)
         if held is not None:
-            self._close(fd)
+            self._close(fds)
             held.generation = generation
             self._change(held, wanted)
             return held.link.number
-        if fd < 0:
+        if not fds:
             remedy = "send one with it"
             raise InvalidValue(f"{spec.kind} {spec.name} has no descriptor", resource=spec.id, remedy=remedy)
         try:
             checks.name("id of a link", spec.id)
-            link = self._add_eni(spec, fd) if spec.kind == "eni" else self._add_tunnel(spec, fd)
+            link = self._add_eni(spec, fds) if spec.kind == "eni" else self._add_tunnel(spec, fds[0])
         except HyperplaneError:
-            self._close(fd)
+            self._close(fds)
             raise
-        self._held[spec.id] = _Held(wanted, link, fd, generation)
+        self._held[spec.id] = _Held(wanted, link, fds, generation)
         return link.number
 
     def _change(self, held: _Held, wanted: LinkSpec) -> None:
@@ -126,12 +126,14 @@ class LinkTable:
         self.engine.set_security_groups(held.link, _groups(wanted))
         held.spec = wanted
 
-    def _add_eni(self, spec: LinkSpec, fd: int) -> Eni:
+    def _add_eni(self, spec: LinkSpec, fds: tuple[int, ...]) -> Eni:
         make = self.engine.add_eni if spec.number is None else partial(self.engine.claim_eni, spec.number)
         return make(
             spec.addresses,
             name=spec.name,
-            fd=fd,
+            fd=fds[0],
+            queues=fds[1 : spec.queues],
+            steering=fds[-1] if spec.steered else -1,
             mtu=spec.mtu,
             security_groups=_groups(spec),
             timers=spec.timers,
@@ -154,7 +156,7 @@ class LinkTable:
         if held is not None:  # else it is as wanted
             self.engine.remove(held.link)
             del self._held[link]
-            self._close(held.fd)
+            self._close(held.fds)
         return -1
 
     def _complete(self) -> Iterator[LinkResult]:
@@ -168,9 +170,8 @@ class LinkTable:
             self.engine.abandon_unclaimed()
             self._unclaimed = False
 
-    def _close(self, fd: int) -> None:
-        if fd >= 0:
-            self._closing.append(self._reaper.close(fd))
+    def _close(self, fds: tuple[int, ...]) -> None:
+        self._closing += [self._reaper.close(fd) for fd in fds]
 
     def _settle(self) -> None:
         """Who was told that a link is removed may close its descriptor, as the last: so ours is closed before."""

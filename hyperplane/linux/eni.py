@@ -19,7 +19,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 from hyperplane.errors import AddressInUse, HyperplaneError, InvalidValue
-from hyperplane.linux import netlink, settings, tun
+from hyperplane.linux import netlink, settings, steering, tun
 from hyperplane.linux.namespaces import Key, Namespace, NamespaceThreads, open_namespace
 from hyperplane.linux.settings import SETTINGS
 
@@ -30,26 +30,44 @@ SEGMENT_SETTINGS: Final = {FORWARDING: "1", "/proc/sys/net/ipv4/neigh/{}/proxy_d
 
 @dataclass(frozen=True, slots=True)
 class EniDevice:
-    """A made ENI device; fd is its only descriptor. segments: on which other device each address is answered for."""
+    """A made ENI device. fd and more: its only descriptors; when steered, the last is that of the array that does it.
+
+    segments: on which other device each address is answered for.
+    """
 
     device: str
     fd: int
     addresses: tuple[IPv4Address, ...]
     namespace: Namespace
     segments: tuple[tuple[str, IPv4Address], ...]
+    more: tuple[int, ...] = ()
+    steered: bool = False
+
+    @property
+    def queues(self) -> int:
+        return 1 + len(self.more) - self.steered
 
 
-def create_eni(namespace: Namespace, *, device: str, addresses: Sequence[IPv4Address], mtu: int) -> EniDevice:
+def create_eni(
+    namespace: Namespace, *, device: str, addresses: Sequence[IPv4Address], mtu: int, queues: int = 1
+) -> EniDevice:
     """Makes the ENI's device, in a thread that is in the namespace.
 
     Raises AddressInUse (local there, or routed to something else), InvalidValue, DeviceError, PermissionMissing; then
-    nothing is left of it. The descriptor is for the engine, then for the reaper, after `withdraw_eni()`.
+    nothing is left of it. The descriptors are for the engine, then for the reaper, after `withdraw_eni()`. queues: how
+    many the engine has workers; the device has them, or one.
     """
     tun.check_name(device)
     segments = _segments(namespace, addresses)
     with ExitStack() as undo:
-        fd = tun.open_tun(device)
+        fd, *more = tun.open_queues(device, queues)
         undo.callback(os.close, fd)
+        for further in more:
+            undo.callback(os.close, further)
+        table = steering.steer(fd, addresses) if more else -1
+        if table >= 0:
+            more.append(table)
+            undo.callback(os.close, table)
         routes = [IPv4Network(address) for address in addresses]
         netlink.configure(device, mtu=mtu, address=None, routes=routes)
         for segment, address in segments:
@@ -62,7 +80,7 @@ def create_eni(namespace: Namespace, *, device: str, addresses: Sequence[IPv4Add
         if segments:
             settings.write(FORWARDING.format(device), "1")  # goes with the device
         undo.pop_all()
-    return EniDevice(device, fd, tuple(addresses), namespace.closed(), tuple(segments))
+    return EniDevice(device, fd, tuple(addresses), namespace.closed(), tuple(segments), tuple(more), steered=table >= 0)
 
 
 def adopt_eni(namespace: Namespace, *, device: str, fd: int, addresses: Sequence[IPv4Address]) -> EniDevice:

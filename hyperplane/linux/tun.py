@@ -16,7 +16,7 @@ from hyperplane.linux.namespaces import descriptors_exhausted
 
 # linux/if_tun.h
 TUNSETOFFLOAD, TUNGETIFF, TUNSETVNETHDRSZ, TUNGETDEVNETNS = 0x400454D0, 0x800454D2, 0x400454D8, 0x54E3
-IFF_TUN, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL = 0x0001, 0x1000, 0x4000, 0x8000
+IFF_TUN, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL = 0x0001, 0x0100, 0x1000, 0x4000, 0x8000
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x04, 0x20, 0x40
 # Best first; UDP segmentation needs Linux 6.2. No TUN_F_TSO_ECN: the kernel cuts the rare super-segment with CWR.
 OFFLOADS: Final = (TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_USO4 | TUN_F_USO6, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6)
@@ -43,9 +43,36 @@ def open_tun(device: str) -> int:
     PermissionMissing.
     """
     check_name(device)
+    # IFF_TUN_EXCL: else the kernel would hand us a persistent TUN of that name that somebody else made.
+    return _open(device, IFF_TUN_EXCL)
+
+
+def open_queues(device: str, count: int) -> list[int]:
+    """As open_tun(), with a descriptor for each of `count` queues, numbered in this order as long as all are open.
+
+    Only the first when the kernel gives no more.
+    """
+    check_name(device)
+    if count == 1:
+        return [_open(device, IFF_TUN_EXCL)]
+    queues = [_open(device, IFF_TUN_EXCL | IFF_MULTI_QUEUE)]
     try:
-        # IFF_TUN_EXCL: else the kernel would hand us a persistent TUN of that name that somebody else made.
-        tun = pytun.TunTapDevice(name=device, flags=IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL)
+        while len(queues) < count:
+            queues.append(_open(device, IFF_MULTI_QUEUE))
+    except DeviceError:
+        for fd in reversed(queues[1:]):
+            os.close(fd)
+        return queues[:1]
+    except BaseException:
+        for fd in queues:
+            os.close(fd)
+        raise
+    return queues
+
+
+def _open(device: str, flags: int) -> int:
+    try:
+        tun = pytun.TunTapDevice(name=device, flags=IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | flags)
     except pytun.Error as error:
         raise _open_error(device, error.errno or 0) from None
     try:

@@ -120,8 +120,9 @@ static void from_inside(world *w) {
 
 /* A live flow, or NULL. */
 static const hp_flow *any_flow(world *w) {
-  const hp_flow_table *table = &w->engine->worker.flows;
-  uint32_t used = table->control->used, start = next8(w);
+  uint32_t start = next8(w);
+  const hp_flow_table *table = &w->engine->workers[start % w->engine->config.workers].flows;
+  uint32_t used = table->control->used;
   for (uint32_t i = 0; i < used; i++)
     if (hp_flow_live(&table->flows[(start + i) % used]))
       return &table->flows[(start + i) % used];
@@ -237,7 +238,7 @@ static void sweep(world *w) {
   if (what & 0x80)
     HOLD(hp_sweep(w->engine, w->now, &error) >= 0);
   else
-    hp_expire(&w->engine->worker, what);
+    hp_expire(&w->engine->workers[what % w->engine->config.workers], what);
 }
 
 static int add_eni(hp_engine *engine, uint32_t addresses, uint8_t how) {
@@ -273,18 +274,18 @@ static void claim(hp_engine *engine, const hp_engine *from, uint32_t number) {
                      .silent = link->silent,
                      .timers = link->timers};
   for (uint32_t i = 0; i < link->address_count; i++)
-    c.addresses[i] = from->worker.ports.addresses[link->addresses[i]].address;
+    c.addresses[i] = from->workers[0].ports.addresses[link->addresses[i]].address;
   HOLD(hp_eni_claim(engine, number, &c, -1, &error) == (int)number);
-  HOLD(hp_eni_rules(engine, number, local->rules, local->rule_count, &error) == 0);
+  HOLD(!local->rules || hp_eni_rules(engine, number, local->rules->rules, local->rules->count, &error) == 0);
 }
 
 /* To a successor, as if the process had died. */
 static void hand_over(world *w) {
   static const uint8_t kinds[2] = {HP_LINK_ENI, HP_LINK_TUNNEL};
-  hp_region_fd regions[HP_REGIONS];
+  hp_region_fd regions[HP_MAX_REGIONS];
   hp_engine *old = w->engine;
-  HOLD(hp_engine_regions(old, regions, HP_REGIONS) == HP_REGIONS);
-  w->engine = hp_engine_inherit(&old->config, regions, HP_REGIONS, &error);
+  uint32_t count = hp_engine_regions(old, regions, HP_MAX_REGIONS);
+  w->engine = hp_engine_inherit(&old->config, regions, count, &error);
   HOLD(w->engine);
   for (int i = 0; i < 2; i++)
     for (uint32_t number = 1; number < old->links_used; number++)
@@ -314,9 +315,10 @@ static void change_links(world *w) {
 static void leave_one_slice(hp_ports *all) {
   for (uint32_t number = 0; number < all->count; number++) {
     hp_address *address = &all->addresses[number];
-    memset(address->owner, 2, HP_SLICES);
-    address->owner[address->slices[0]] = 1;
+    memset(all->leases[number].owner, 2, HP_SLICES);
+    all->leases[number].owner[address->slices[0]] = 1;
     address->leased = 1;
+    address->chosen = 1ull << address->slices[0];
   }
 }
 
@@ -329,26 +331,29 @@ static void set_up(world *w) {
                       .drop_records = 64,
                       .refusal_rate = 1 + (more >> 4 & 3),
                       .port_quarantine = 1000,
-                      .seed = 1};
+                      .seed = 1,
+                      .workers = flows != 0xff && more & 0x40 ? 2 : 1};
   w->engine = hp_engine_new(&config, &error);
   HOLD(w->engine);
   /* Not the clock's time, so that an input always does the same; soon the low 32 bits turn over. */
-  w->now = w->engine->worker.now = w->engine->worker.swept_at = more & 0x80 ? 0x1ffffe000 : 0x100000000;
+  w->now = more & 0x80 ? 0x1ffffe000 : 0x100000000;
+  for (uint32_t i = 0; i < config.workers; i++)
+    w->engine->workers[i].now = w->engine->workers[i].swept_at = w->now;
   HOLD(add_eni(w->engine, flows == 0xff ? 1 : 2, how) == 1 && add_eni(w->engine, 1, more) == 2);
   if (flows == 0xff)
-    leave_one_slice(&w->engine->worker.ports);
+    leave_one_slice(&w->engine->workers[0].ports);
   HOLD(add_tunnel(w->engine, 1, 0) == 3 && add_tunnel(w->engine, 1, how) == 4 && add_tunnel(w->engine, 2, 0) == 5);
 }
 
 /* ---- the end ---- */
 
 /* Of links that stay: those of a removed one are over, though the sweep has not come to them yet. */
-static uint32_t shown_flows(const hp_engine *engine) {
+static uint32_t shown_flows(hp_engine *engine) {
   uint32_t shown = 0;
   for (uint32_t link = 1; link < engine->links_used; link++)
     if (engine->links[link].kind == HP_LINK_TUNNEL && !engine->links[link].draining &&
         !engine->links[engine->links[link].eni].draining)
-      shown += engine->links[link].flows;
+      shown += hp_link_flows(engine, link);
   return shown;
 }
 
@@ -376,8 +381,11 @@ static void tear_down(world *w) {
   for (int round = 0; round < 2; round++)
     HOLD(hp_sweep(engine, w->now, &error) >= 0);
   check_engine(engine);
-  HOLD(engine->worker.flows.control->live == 0 && engine->worker.mappings.control->live == 0 && engine->draining == 0);
-  HOLD(engine->worker.ports.dense_live == 0 && engine->free_count == engine->links_used - 1);
+  for (uint32_t i = 0; i < engine->config.workers; i++) {
+    const hp_worker *worker = &engine->workers[i];
+    HOLD(worker->flows.control->live == 0 && worker->mappings.control->live == 0 && worker->ports.dense_live == 0);
+  }
+  HOLD(engine->draining == 0 && engine->free_count == engine->links_used - 1);
   hp_engine_free(engine);
 }
 

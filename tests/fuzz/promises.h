@@ -33,8 +33,9 @@ static inline void check_checksums(const uint8_t *before, const uint8_t *after, 
 
 /* The packet is one of a live flow, as its receiver sees it. */
 static inline void check_belongs(const hp_engine *engine, const hp_packet *p, const sent *s, const hp_headers *h) {
-  const hp_flow_table *table = &engine->worker.flows;
   bool outwards = engine->links[s->link].kind == HP_LINK_TUNNEL;
+  uint32_t tunnel = outwards ? s->link : p->link;
+  const hp_flow_table *table = &engine->workers[engine->links[tunnel].worker].flows;
   uint16_t remote = outwards ? h->destination_port : h->source_port, own = outwards ? h->source_port : 0;
   if (h->protocol != HP_ICMP && !outwards)
     own = h->destination_port;

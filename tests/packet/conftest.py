@@ -7,8 +7,8 @@ import pytest
 from .lab import Lab
 
 
-@pytest.fixture
-def lab() -> Iterator[Lab]:
+@pytest.fixture(params=[1, 2], ids=["one worker", "two workers"])
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """One ENI that allows all, one tunnel."""
-    with Lab() as made:
+    with Lab(workers=request.param) as made:
         yield made

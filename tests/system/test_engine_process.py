@@ -29,7 +29,7 @@ from hyperplane.ipc import conversation
 from hyperplane.ipc.messages import LinkSpec
 from hyperplane.ipc.remote import RemoteEngine
 from hyperplane.ipc.transport import ConnectionLost
-from hyperplane.linux.eni import create_eni
+from hyperplane.linux.eni import EniDevice, create_eni
 from hyperplane.linux.namespaces import NamespaceThreads, open_namespace, process_alive
 from hyperplane.linux.reaper import Reaper
 from hyperplane.linux.tunnel import Shape, make_tunnel
@@ -65,13 +65,19 @@ class Lab:
     reaper: Reaper
 
     def eni(self, remote: RemoteEngine, key: str = "eni-1", address: str = ENI, **values: Any) -> LinkSpec:
-        def make() -> int:
-            with open_namespace(self.vpc) as namespace, self.threads.inside(namespace.fd):
-                return create_eni(namespace, device=key, addresses=(IPv4Address(address),), mtu=1500).fd
+        workers = int(remote.config["workers"])
 
+        def make() -> EniDevice:
+            with open_namespace(self.vpc) as namespace, self.threads.inside(namespace.fd):
+                return create_eni(
+                    namespace, device=key, addresses=(IPv4Address(address),), mtu=1500, queues=workers
+                )  # fmt: skip
+
+        made = self.threads.submit(make).result()
+        assert (made.queues, made.steered) == (workers, workers > 1)
         chosen = {"addresses": (IPv4Address(address),), "rules": ("all",), **values}
-        spec = LinkSpec(kind="eni", id=key, name=key, **chosen)
-        remote.add(spec, self.threads.submit(make).result())
+        spec = LinkSpec(kind="eni", id=key, name=key, queues=made.queues, steered=made.steered, **chosen)
+        remote.add(spec, made.fd, made.more)
         return spec
 
     def device(self, home: str, device: str = "eth0", route: IPv4Network = EVERYWHERE) -> int:
@@ -148,10 +154,11 @@ async def test_it_has_no_privileges(run_dir: Path) -> None:
         assert (run_dir / "engine.sock").stat().st_mode & 0o777 == 0o600
 
 
-async def test_a_second_daemon_adopts_it(run_dir: Path, lab: Lab) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_second_daemon_adopts_it(run_dir: Path, lab: Lab, workers: int) -> None:
     """Links, descriptors, flows and counters are there; traffic went on while there was no daemon."""
     async with AsyncExitStack() as stack:
-        first = Supervisor(run_dir=run_dir, options=SMALL)
+        first = Supervisor(run_dir=run_dir, options={**SMALL, "workers": workers})
         assert await first.start() is False
         lab.eni(first.remote, silent=True)
         home = lab.environment(first.remote)
@@ -176,9 +183,10 @@ async def test_a_second_daemon_adopts_it(run_dir: Path, lab: Lab) -> None:
         assert second.restarts == 0
 
 
-async def test_a_full_state(run_dir: Path, lab: Lab) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_full_state(run_dir: Path, lab: Lab, workers: int) -> None:
     """What is right is acknowledged, what is missing made, what is not named removed, and rules change live."""
-    async with supervised(run_dir) as one:
+    async with supervised(run_dir, options={**SMALL, "workers": workers}) as one:
         eni = lab.eni(one.remote)
         homes = [lab.environment(one.remote) for _ in range(3)]
         specs = [eni, *(tunnel(home) for home in homes)]
@@ -213,8 +221,9 @@ async def test_a_full_state(run_dir: Path, lab: Lab) -> None:
         assert one.remote.links() == []
 
 
-async def test_draining(run_dir: Path, lab: Lab) -> None:
-    async with supervised(run_dir) as one:
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_draining(run_dir: Path, lab: Lab, workers: int) -> None:
+    async with supervised(run_dir, options={**SMALL, "workers": workers}) as one:
         lab.eni(one.remote)
         home = lab.environment(one.remote)
         number = one.remote.links()[-1].number
@@ -286,13 +295,13 @@ class Pings:
             await loop.sock_sendall(server, data)
 
 
-@pytest.mark.parametrize("kills", [1, 2])
+@pytest.mark.parametrize(("kills", "workers"), [(1, 1), (2, 1), (2, 2)])
 async def test_killed_with_a_hundred_connections(
-    run_dir: Path, lab: Lab, kills: int, capsys: pytest.CaptureFixture[str]
+    run_dir: Path, lab: Lab, kills: int, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """None is lost; after that new ones are made, and the counters and numbers of the links went on."""
     restarted: list[list[tuple[str, Problem]]] = []
-    async with supervised(run_dir, on_restart=restarted.append) as one:
+    async with supervised(run_dir, on_restart=restarted.append, options={**SMALL, "workers": workers}) as one:
         lab.eni(one.remote)
         homes = [lab.environment(one.remote) for _ in range(ENVIRONMENTS)]
         links = one.remote.links()
@@ -304,6 +313,8 @@ async def test_killed_with_a_hundred_connections(
             try:
                 await pings.go_on(PINGS)
                 flows = {flow.id for flow in one.reader.flows()}
+                shares = [worker.flows for worker in one.reader.status().workers]
+                assert shares == [CONNECTIONS // workers] * workers
                 before = CONNECTIONS - pings.lost()
                 for kill in range(1, kills + 1):
                     pings.gap = 0.0
@@ -321,6 +332,8 @@ async def test_killed_with_a_hundred_connections(
                         )
                     assert pings.lost() == 0
                 assert flows == {flow.id for flow in one.reader.flows()}
+                assert shares == [worker.flows for worker in one.reader.status().workers]
+                assert not any(worker.taken_over for worker in one.reader.status().workers)
                 assert one.remote.links() == links
                 assert (restarted, one.restarts) == ([[]] * kills, kills)
                 await pings.connect(homes[0], listener)

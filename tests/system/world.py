@@ -85,9 +85,9 @@ def vpc_namespace(namespaces: Namespaces) -> str:
 
 
 @asynccontextmanager
-async def world(vpc: str, *, io: str, **eni_options: Any) -> AsyncIterator[World]:
+async def world(vpc: str, *, io: str, workers: int = 1, **eni_options: Any) -> AsyncIterator[World]:
     """A started engine with one ENI in namespace vpc that allows everything unless eni_options say otherwise."""
-    async with Attachments(io=io) as attachments:
+    async with Attachments(io=io, workers=workers) as attachments:
         chosen: dict[str, Any] = {"addresses": next(_addresses), "security_groups": ALL, **eni_options}
         eni = await attachments.open_eni(vpc=vpc, **chosen)
         assert attachments.engine.status().io == io

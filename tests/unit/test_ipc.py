@@ -209,8 +209,10 @@ def test_the_largest_link_fits_a_message() -> None:
 def test_a_full_state_is_cut_to_messages_that_fit() -> None:
     """At most 250 descriptors and MOST_BYTES each, nothing lost, and only the last one says that it is all."""
     big = msgspec.structs.replace(ENI, rules=("tcp/10000-20000 198.199.200.0/24",) * 1000)
-    items: list[state.Item] = [(msgspec.structs.replace(big, id=f"eni-{number}"), number) for number in range(10)]
-    items += [(msgspec.structs.replace(TUNNEL, id=f"env-{number}", has_fd=True), number) for number in range(1000)]
+    items: list[state.Item] = [
+        (msgspec.structs.replace(big, id=f"eni-{number}", queues=16), range(16)) for number in range(10)
+    ]
+    items += [(msgspec.structs.replace(TUNNEL, id=f"env-{number}", has_fd=True), (number,)) for number in range(1000)]
     sent: list[tuple[tuple[LinkSpec, ...], list[int]]] = []
 
     def send(links: tuple[LinkSpec, ...], fds: Any, complete: bool) -> Applied:
@@ -223,7 +225,7 @@ def test_a_full_state_is_cut_to_messages_that_fit() -> None:
 
     results = state.send_state(items, send)
     assert [link for links, _ in sent for link in links] == [spec for spec, _ in items]
-    assert [fd for _, fds in sent for fd in fds] == [fd for _, fd in items]
+    assert [fd for _, fds in sent for fd in fds] == [fd for spec, fds in items if spec.has_fd for fd in fds]
     assert list(results) == [spec.id for spec, _ in items]
     sent.clear()
     items.clear()

@@ -57,7 +57,7 @@ from hyperplane.linux.privileges import drop_privileges
 from hyperplane.linux.reaper import Reaper
 
 SMALL: dict[str, Any] = {"max_flows": 256, "max_links": 16, "max_addresses": 8, "huge_pages": False, "seed": 1}
-REGIONS = 14
+REGIONS = 16
 
 
 def descriptors() -> int:

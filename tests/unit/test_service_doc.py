@@ -16,7 +16,7 @@ from hyperplane.control import Limits
 from hyperplane.daemon import places
 from hyperplane.daemon.executor import MOST_STARTS
 from hyperplane.dataplane import EngineConfig
-from hyperplane.model import Counters
+from hyperplane.model import Counters, WorkerStatus
 from hyperplane.resources import KINDS
 
 # The sanitized run happens in a mirror below the project: the document is in one of the folders above.
@@ -37,6 +37,7 @@ def test_every_metric_is_described() -> None:
         engine_running=True,
         resources={kind: {"" if kind in STATELESS else "some": 1} for kind in KINDS},
         enis=[EniMeasures(eni="eni-1", account="default", counters=counters, flows=0)],
+        workers=[WorkerStatus(flows=1, loops=2, batches=2, packets=3, writes=3, handed_over=1, taken_over=0)],
     )
     exposition = Metrics().exposition(measures).decode()
     shown = {family.name: family for family in text_string_to_metric_families(exposition)}

@@ -45,7 +45,9 @@ static inline lab *new_lab(const hp_config *config, const hp_eni_config *eni) {
   l->engine = hp_engine_new(config ? config : &small, &l->error);
   if (!l->engine)
     broken(l->error.text, __FILE__, __LINE__);
-  l->now = l->engine->worker.now = l->engine->worker.swept_at = 1000000;
+  l->now = 1000000;
+  for (uint32_t i = 0; i < l->engine->config.workers; i++)
+    l->engine->workers[i].now = l->engine->workers[i].swept_at = l->now;
   HOLD(add_eni(l, eni ? eni : &plain) == ENI);
   HOLD(add_tunnel(l, ENI, 0) == TUNNEL);
   return l;
@@ -53,6 +55,7 @@ static inline lab *new_lab(const hp_config *config, const hp_eni_config *eni) {
 
 /* The tables are sound in the end. */
 static inline void free_lab(lab *l) {
+  hp_links_collect(l->engine);
   check_engine(l->engine);
   hp_engine_free(l->engine);
   free(l);
@@ -100,7 +103,12 @@ static inline uint16_t outside_port(const lab *l) {
   return hp_get16(ip[9] == HP_ICMP ? l4 + 4 : l4);
 }
 
-static inline uint32_t live_flows(const lab *l) { return l->engine->worker.flows.control->live; }
+static inline uint32_t live_flows(const lab *l) {
+  uint32_t live = 0;
+  for (uint32_t i = 0; i < l->engine->config.workers; i++)
+    live += l->engine->workers[i].flows.control->live;
+  return live;
+}
 
 static inline uint32_t sweep(lab *l, uint64_t after) {
   l->now += after;

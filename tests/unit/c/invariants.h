@@ -176,18 +176,21 @@ static inline void check_dense(const hp_ports *ports, const hp_flow_table *flows
   HOLD(live == ports->dense_live);
 }
 
-static inline void check_slices(const hp_address *address) {
+/* A worker chooses from the slices that are its own, or waits until it can give them back. */
+static inline void check_slices(const hp_ports *ports, uint32_t number) {
+  const hp_address *address = &ports->addresses[number];
   bool seen[HP_SLICES] = {false};
-  uint32_t owned = 0;
+  uint64_t owned = 0;
   HOLD(address->leased >= 1 && address->leased <= HP_SLICES);
   for (uint32_t i = 0; i < address->leased; i++) {
     uint8_t slice = address->slices[i];
-    HOLD(slice < HP_SLICES && !seen[slice] && address->owner[slice] == 1);
+    HOLD(slice < HP_SLICES && !seen[slice] && (address->chosen >> slice & 1));
     seen[slice] = true;
   }
   for (uint32_t slice = 0; slice < HP_SLICES; slice++)
-    owned += address->owner[slice] == 1;
-  HOLD(owned == address->leased);
+    owned |= (uint64_t)(hp_slice_owner(ports, number, slice) == ports->worker + 1) << slice;
+  HOLD((address->chosen & address->retiring) == 0 && (address->chosen | address->retiring) == owned);
+  HOLD((uint32_t)__builtin_popcountll(address->chosen) == address->leased);
 }
 
 /* An exclusive port is taken by a mapping or rests in quarantine, never both, and no other bit is set. */
@@ -217,8 +220,8 @@ static inline void check_exclusive(const hp_ports *ports, const hp_mapping_table
 /* ---- the engine ---- */
 
 /* What each live flow says agrees with its links, its mapping and its timer. */
-static inline void check_flow(const hp_engine *engine, uint32_t number, uint32_t *mapping_flows) {
-  const hp_worker *worker = &engine->worker;
+static inline void check_flow(const hp_worker *worker, uint32_t number, uint32_t *mapping_flows) {
+  const hp_engine *engine = worker->engine;
   const hp_flow *flow = &worker->flows.flows[number];
   const hp_half *inside = &flow->half[HP_INSIDE], *outside = &flow->half[HP_OUTSIDE];
   uint32_t tunnel = inside->key.link >> 8, eni = outside->key.link >> 8, mapping = outside->sequence;
@@ -229,7 +232,7 @@ static inline void check_flow(const hp_engine *engine, uint32_t number, uint32_t
   HOLD(outside->address == inside->key.source && outside->port == inside->key.ports >> 16);
   HOLD(inside->address == outside->key.destination && inside->port == (uint16_t)outside->key.ports);
   HOLD(outside->key.source == inside->key.destination && (uint16_t)inside->key.ports == outside->key.ports >> 16);
-  HOLD(inside->port >= HP_PORT_FIRST);
+  HOLD(inside->port >= HP_PORT_FIRST && engine->links[tunnel].worker == worker->number);
   uint32_t latest = hp_flow_refreshed(flow, worker->now) + hp_flow_timeout(engine->links, flow);
   if (inside->flags & HP_TOLD) /* it ends when the grace of its RSTs is over, whatever its timer says */
     latest = (uint32_t)worker->now + HP_RESET_GRACE;
@@ -243,32 +246,45 @@ static inline void check_flow(const hp_engine *engine, uint32_t number, uint32_t
   mapping_flows[mapping]++;
 }
 
-static inline void check_links(const hp_engine *engine, const uint32_t *flows) {
-  uint32_t draining = 0, resetting = 0;
+static inline void check_counts(const hp_worker *worker, const uint32_t *flows) {
+  const hp_engine *engine = worker->engine;
+  uint32_t resetting = 0;
+  for (uint32_t number = 1; number < engine->links_used; number++) {
+    const hp_link *link = &engine->links[number];
+    const hp_link_stats *stats = hp_stats(worker, number);
+    HOLD(stats->flows == flows[number]);
+    if (link->kind == HP_LINK_TUNNEL && link->worker != worker->number)
+      continue;
+    HOLD(stats->flows_created - stats->flows_ended == stats->flows);
+    HOLD(link->kind != HP_LINK_FREE || stats->flows == 0);
+    HOLD(stats->tokens <= engine->config.refusal_rate * 1000);
+    HOLD(!link->max_flows || stats->flows <= link->max_flows);
+    resetting += link->drain == HP_DRAIN_RESET && stats->flows;
+  }
+  HOLD(resetting == worker->resetting);
+}
+
+static inline void check_links(const hp_engine *engine) {
+  uint32_t draining = 0;
   for (uint32_t number = 1; number < engine->links_used; number++) {
     const hp_link *link = &engine->links[number];
     uint32_t tunnels = 0;
-    HOLD(link->flows == flows[number] && link->flows_created - link->flows_ended == link->flows);
-    HOLD(link->kind != HP_LINK_FREE || (link->flows == 0 && !link->draining));
-    HOLD(link->tokens <= engine->config.refusal_rate * 1000);
-    HOLD(!link->max_flows || link->flows <= link->max_flows);
+    HOLD(link->kind != HP_LINK_FREE || !link->draining || engine->returned);
     draining += link->draining;
-    resetting += link->drain == HP_DRAIN_RESET && link->flows;
     for (uint32_t other = 1; link->kind == HP_LINK_ENI && other < engine->links_used; other++)
       tunnels += engine->links[other].kind == HP_LINK_TUNNEL && !engine->links[other].draining &&
                  engine->links[other].eni == number;
     HOLD(link->tunnels == tunnels);
     for (uint32_t i = 0; i < link->address_count; i++)
-      HOLD(engine->worker.ports.addresses[link->addresses[i]].eni == number);
+      HOLD(engine->workers[0].ports.leases[link->addresses[i]].eni == number);
   }
-  HOLD(draining == engine->draining && resetting == engine->resetting);
+  HOLD(draining == engine->draining);
   for (uint32_t i = 0; i < engine->free_count; i++)
     HOLD(engine->links[engine->free_links[i]].kind == HP_LINK_FREE);
 }
 
-static inline void check_engine(const hp_engine *engine) {
-  const hp_worker *worker = &engine->worker;
-  uint32_t *flows = calloc(engine->links_used, sizeof *flows);
+static inline void check_worker(const hp_worker *worker) {
+  uint32_t *flows = calloc(worker->engine->links_used, sizeof *flows);
   uint32_t *mapping_flows = calloc(worker->mappings.capacity, sizeof *mapping_flows);
   HOLD(flows && mapping_flows);
   check_flow_table(&worker->flows);
@@ -277,23 +293,29 @@ static inline void check_engine(const hp_engine *engine) {
     const hp_flow *flow = &worker->flows.flows[number];
     if (!hp_flow_live(flow))
       continue;
-    check_flow(engine, number, mapping_flows);
+    check_flow(worker, number, mapping_flows);
     flows[flow->half[HP_INSIDE].out_link]++;
     flows[flow->half[HP_OUTSIDE].out_link]++;
   }
   for (uint32_t number = 0; number < worker->mappings.control->used; number++)
     HOLD(worker->mappings.mappings[number].flows == mapping_flows[number] &&
          (mapping_flows[number] != 0) == (worker->mappings.mappings[number].link != 0));
-  check_links(engine, flows);
+  check_counts(worker, flows);
   for (uint32_t number = 0; number < worker->ports.count; number++) {
     if (worker->ports.addresses[number].eni == 0)
       continue;
-    check_slices(&worker->ports.addresses[number]);
+    check_slices(&worker->ports, number);
     check_exclusive(&worker->ports, &worker->mappings, number);
   }
   check_dense(&worker->ports, &worker->flows);
   free(flows);
   free(mapping_flows);
+}
+
+static inline void check_engine(const hp_engine *engine) {
+  for (uint32_t i = 0; i < engine->config.workers; i++)
+    check_worker(&engine->workers[i]);
+  check_links(engine);
 }
 
 #endif

@@ -27,7 +27,7 @@ static uint32_t open_tcp(lab *l, uint32_t first, uint32_t count) {
 }
 
 static void reset_flow(lab *l, uint32_t number) {
-  const hp_half *half = &l->engine->worker.flows.flows[number].half[HP_OUTSIDE];
+  const hp_half *half = &l->engine->workers[0].flows.flows[number].half[HP_OUTSIDE];
   recipe r = {.source = half->key.source,
               .destination = half->key.destination,
               .source_port = (uint16_t)(half->key.ports >> 16),
@@ -54,12 +54,12 @@ static void test_ports_of_ended_connections_are_reclaimed(void **state) {
   l->now += 1;
   assert_int_equal(open_tcp(l, PORTS, 500), 500);
   assert_int_equal(live_flows(l), PORTS);
-  const hp_flow_table *table = &l->engine->worker.flows;
+  const hp_flow_table *table = &l->engine->workers[0].flows;
   for (uint32_t number = 0; number < PORTS; number++)
     HOLD(number % 4 == 0 || table->flows[number].half[HP_INSIDE].key.ports >> 16 == number);
   check_engine(l->engine);
   assert_int_equal(sweep(l, 240000), PORTS);
-  assert_int_equal(l->engine->worker.ports.dense_live, 0);
+  assert_int_equal(l->engine->workers[0].ports.dense_live, 0);
   free_lab(l);
 }
 
@@ -70,7 +70,7 @@ static void test_reopened_connection_keeps_its_port(void **state) {
   add_tunnel(l, ENI, 0);
   assert_int_equal(open_tcp(l, 0, PORTS), PORTS);
   assert_int_equal(open_tcp(l, PORTS, 1), 0);
-  const hp_flow_table *table = &l->engine->worker.flows;
+  const hp_flow_table *table = &l->engine->workers[0].flows;
   for (uint32_t number = 0; number < PORTS; number += 1001) {
     hp_flow before = table->flows[number];
     uint64_t id = hp_flow_id(&before, number);
@@ -97,7 +97,7 @@ static void test_tcp_goes_over_to_the_second_address(void **state) {
   uint32_t used[2] = {0, 0};
   assert_int_equal(open_tcp(l, 0, 120000), 120000);
   for (uint32_t number = 0; number < 120000; number++)
-    used[l->engine->worker.flows.flows[number].half[HP_INSIDE].address - ENI_ADDRESS]++;
+    used[l->engine->workers[0].flows.flows[number].half[HP_INSIDE].address - ENI_ADDRESS]++;
   assert_int_equal(used[0] + used[1], 120000);
   assert_true(used[0] > 50000 && used[1] > 50000 && used[0] <= PORTS && used[1] <= PORTS);
   free_lab(l);
@@ -107,21 +107,21 @@ static void test_tcp_goes_over_to_the_second_address(void **state) {
 
 /* Nothing is free but these ports. */
 static void leave_ports(lab *l, const uint16_t *ports, uint32_t count) {
-  uint64_t *taken = l->engine->worker.ports.addresses[0].taken[HP_PORTS_UDP];
-  memset(taken, 0xff, sizeof l->engine->worker.ports.addresses[0].taken[HP_PORTS_UDP]);
+  uint64_t *taken = l->engine->workers[0].ports.addresses[0].taken[HP_PORTS_UDP];
+  memset(taken, 0xff, sizeof l->engine->workers[0].ports.addresses[0].taken[HP_PORTS_UDP]);
   for (uint32_t i = 0; i < count; i++)
     taken[(ports[i] - HP_PORT_FIRST) / 64] &= ~(1ull << (ports[i] - HP_PORT_FIRST) % 64);
 }
 
 /* The bits that leave_ports() set and no mapping stands for. */
 static void forget_ports(lab *l, const uint16_t *except, uint32_t count) {
-  uint64_t *taken = l->engine->worker.ports.addresses[0].taken[HP_PORTS_UDP];
-  memset(taken, 0, sizeof l->engine->worker.ports.addresses[0].taken[HP_PORTS_UDP]);
+  uint64_t *taken = l->engine->workers[0].ports.addresses[0].taken[HP_PORTS_UDP];
+  memset(taken, 0, sizeof l->engine->workers[0].ports.addresses[0].taken[HP_PORTS_UDP]);
   for (uint32_t i = 0; i < count; i++)
     taken[(except[i] - HP_PORT_FIRST) / 64] |= 1ull << (except[i] - HP_PORT_FIRST) % 64;
 }
 
-static uint32_t mappings(const lab *l) { return l->engine->worker.mappings.control->live; }
+static uint32_t mappings(const lab *l) { return l->engine->workers[0].mappings.control->live; }
 
 static void test_udp_shares_ports_when_they_are_short(void **state) {
   (void)state;
@@ -207,7 +207,7 @@ static void test_flow_that_cannot_be_published(void **state) {
   const uint8_t protocols[] = {HP_UDP, HP_TCP};
   for (int i = 0; i < 2; i++) {
     lab *l = wide_lab(20, 1);
-    hp_worker *worker = &l->engine->worker;
+    hp_worker *worker = l->engine->workers;
     uint64_t random = 1;
     while (hp_index_insert(&worker->flows.index[HP_OUTSIDE], next_random(&random), 19)) /* a free number */
       ;
@@ -216,7 +216,7 @@ static void test_flow_that_cannot_be_published(void **state) {
     assert_int_equal(l->packet.reason, HP_FLOW_TABLE_FULL);
     assert_int_equal(live_flows(l), 0);
     assert_int_equal(mappings(l), 0);
-    assert_int_equal(l->engine->links[TUNNEL].flows, 0);
+    assert_int_equal(hp_stats(l->engine->workers, TUNNEL)->flows, 0);
     check_mappings(&worker->mappings);
     check_exclusive(&worker->ports, &worker->mappings, 0);
     check_dense(&worker->ports, &worker->flows);

@@ -274,7 +274,7 @@ static void send_datagram(void *argument) {
   hp_put16(ip + 22, 9);
   ip[25] = 8;
   hp_packet packet = {.data = data, .length = sizeof data, .capacity = sizeof data, .link = 2};
-  HOLD(hp_translate(s->engine, &packet, 1, s->engine->worker.now, &error) == 0);
+  HOLD(hp_translate(s->engine, &packet, 1, s->engine->workers[0].now, &error) == 0);
   HOLD(packet.verdict == HP_FORWARD);
 }
 
@@ -309,10 +309,10 @@ static void test_crash_while_the_engine_makes_a_flow(void **state) {
   sending s = {.engine = engine, .port = 4000};
   send_datagram(&s);
   s.port++;
-  trial t = {.table = &engine->worker.flows, .check = check_halves};
+  trial t = {.table = &engine->workers[0].flows, .check = check_halves};
   step_through(&t, send_datagram, &s);
   assert_true(t.states > 10);
-  assert_int_equal(engine->worker.flows.control->live, 2); /* the child's, too */
+  assert_int_equal(engine->workers[0].flows.control->live, 2); /* the child's, too */
   hp_engine_free(engine);
 }
 

@@ -111,7 +111,7 @@ static void test_removed_tunnel_drains(void **state) {
   assert_int_equal(pass(l, ENI, &answer), HP_DROP);
   assert_int_equal(l->packet.reason, HP_LINK_DETACHED);
   /* It is left half-way through the table: its end must wait for a whole pass. */
-  hp_expire(&l->engine->worker, 1);
+  hp_expire(l->engine->workers, 1);
   assert_int_equal(live_flows(l), 2); /* it has come past the other's flow only */
   assert_int_equal(sweep(l, 0), 1);
   assert_int_equal(live_flows(l), 1);
@@ -131,10 +131,10 @@ static void test_number_of_a_removed_tunnel_waits_for_a_whole_pass(void **state)
       recipe r = from_inside(HP_TCP, port, 80);
       assert_int_equal(pass(l, TUNNEL, &r), HP_FORWARD);
     }
-    hp_expire(&l->engine->worker, ahead);
+    hp_expire(l->engine->workers, ahead);
     assert_int_equal(hp_link_remove(l->engine, TUNNEL, &l->error), 0);
     for (int i = 0; i < 40 && l->engine->links[TUNNEL].kind != HP_LINK_FREE; i++) {
-      hp_expire(&l->engine->worker, 1);
+      hp_expire(l->engine->workers, 1);
       check_engine(l->engine); /* among others: no flow names a free link */
     }
     assert_int_equal(l->engine->links[TUNNEL].kind, HP_LINK_FREE);
@@ -206,7 +206,7 @@ static void test_timers_across_the_turn_of_the_clock(void **state) {
   for (uint64_t start = 0x100000000 - 400000; start < 0x100000000 + 1000; start += 99989)
     for (int i = 0; i < 4; i++) {
       lab *l = new_lab(NULL, NULL);
-      l->now = l->engine->worker.now = start;
+      l->now = l->engine->workers[0].now = start;
       recipe r = from_inside(cases[i].protocol, 4000, cases[i].port);
       assert_int_equal(pass(l, TUNNEL, &r), HP_FORWARD);
       assert_int_equal(sweep(l, cases[i].timer - 1), 0);

@@ -33,18 +33,20 @@ static lab *busy_lab(void) {
   return l;
 }
 
+enum { REGIONS = HP_WORKER_REGIONS + HP_ENGINE_REGIONS };
+
 typedef struct regions {
-  hp_region_fd of[HP_REGIONS];
+  hp_region_fd of[HP_MAX_REGIONS];
 } regions;
 
 static regions regions_of(const lab *l) {
   regions r;
-  assert_int_equal(hp_engine_regions(l->engine, r.of, HP_REGIONS), HP_REGIONS);
+  assert_int_equal(hp_engine_regions(l->engine, r.of, HP_MAX_REGIONS), REGIONS);
   return r;
 }
 
 static hp_region_fd *region(regions *r, const char *name) {
-  for (int i = 0; i < HP_REGIONS; i++)
+  for (int i = 0; i < REGIONS; i++)
     if (strcmp(r->of[i].name, name) == 0)
       return &r->of[i];
   fail_msg("no region %s", name);
@@ -56,7 +58,7 @@ static lab *successor_of(const lab *l) {
   lab *s = calloc(1, sizeof *s);
   regions r = regions_of(l);
   HOLD(s);
-  s->engine = hp_engine_inherit(&config, r.of, HP_REGIONS, &s->error);
+  s->engine = hp_engine_inherit(&config, r.of, REGIONS, &s->error);
   if (!s->engine)
     broken(s->error.text, __FILE__, __LINE__);
   s->now = l->now;
@@ -218,51 +220,52 @@ static void test_regions_that_are_refused(void **state) {
   lab *l = busy_lab();
   hp_shared *shared = l->engine->shared;
   regions r = regions_of(l);
-  refused(&r, HP_REGIONS - 1, &config, "missing");
+  refused(&r, REGIONS - 1, &config, "missing");
   refused(&r, 0, &config, "missing");
-  refused(&r, HP_REGIONS + 1, &config, "regions were given");
-  hp_region_fd *one = region(&r, "hp-links");
+  refused(&r, REGIONS + 1, &config, "regions were given");
+  hp_region_fd *one = region(&r, "hp-counters");
   int fd = one->fd;
   one->fd = region(&r, "hp-drops")->fd;
-  refused(&r, HP_REGIONS, &config, "one and the same");
+  refused(&r, REGIONS, &config, "one and the same");
   one->fd = 12345;
-  refused(&r, HP_REGIONS, &config, "descriptor 12345");
+  refused(&r, REGIONS, &config, "descriptor 12345");
   one->fd = open("/dev/null", O_RDWR);
-  refused(&r, HP_REGIONS, &config, "no memory of an engine");
+  refused(&r, REGIONS, &config, "no memory of an engine");
   close(one->fd);
-  int wrong[] = {sealed_memory(l->engine->link_region.bytes, F_SEAL_SHRINK | F_SEAL_GROW), sealed_memory(4096, ALL),
-                 sealed_memory(0, ALL), sealed_memory(l->engine->link_region.bytes * 2, ALL)};
+  int wrong[] = {sealed_memory(l->engine->workers[0].stats_region.bytes, F_SEAL_SHRINK | F_SEAL_GROW),
+                 sealed_memory(4096, ALL), sealed_memory(0, ALL),
+                 sealed_memory(l->engine->workers[0].stats_region.bytes * 2, ALL)};
   const char *why[] = {"not sealed", "should have", "should have", "should have"};
   for (int i = 0; i < 4; i++) {
     one->fd = wrong[i];
-    refused(&r, HP_REGIONS, &config, why[i]);
+    refused(&r, REGIONS, &config, why[i]);
     close(wrong[i]);
   }
   one->fd = fd;
   memset(one->name, 'x', sizeof one->name); /* without an end */
-  refused(&r, HP_REGIONS, &config, "missing");
+  refused(&r, REGIONS, &config, "missing");
   r = regions_of(l);
   hp_config other = config;
   other.max_flows++;
-  refused(&r, HP_REGIONS, &other, "max_flows 200");
+  refused(&r, REGIONS, &other, "max_flows 200");
   other = config;
   other.drop_records = 65;
-  refused(&r, HP_REGIONS, &other, "same configuration");
+  refused(&r, REGIONS, &other, "same configuration");
   other.max_flows = 0;
-  refused(&r, HP_REGIONS, &other, "max_flows is 0");
+  refused(&r, REGIONS, &other, "max_flows is 0");
   shared->layout++;
-  refused(&r, HP_REGIONS, &config, "version 2");
+  refused(&r, REGIONS, &config, "version 3");
   shared->layout--;
   shared->magic++;
-  refused(&r, HP_REGIONS, &config, "not that of an engine");
+  refused(&r, REGIONS, &config, "not that of an engine");
   shared->magic--;
-  l->engine->worker.flows.control->used = 1000;
-  refused(&r, HP_REGIONS, &config, "number 1000");
-  l->engine->worker.flows.control->used = 60;
+  l->engine->workers[0].flows.control->used = 1000;
+  refused(&r, REGIONS, &config, "number 1000");
+  l->engine->workers[0].flows.control->used = 60;
   shared->links_used = 12;
-  refused(&r, HP_REGIONS, &config, "12 links");
+  refused(&r, REGIONS, &config, "12 links");
   shared->links_used = 0;
-  refused(&r, HP_REGIONS, &config, "0 links");
+  refused(&r, REGIONS, &config, "0 links");
   shared->links_used = 4;
   free_lab(l);
 }
@@ -295,10 +298,10 @@ static void read_all(hp_engine *engine) {
 }
 
 static void spoil(const hp_engine *engine, uint64_t *random) {
-  const hp_region *all[HP_REGIONS];
+  const hp_region *all[HP_MAX_REGIONS];
   hp_all_regions(engine, all);
   for (uint32_t n = random_below(random, 200) + 1; n; n--) {
-    const hp_region *one = all[random_below(random, HP_REGIONS)];
+    const hp_region *one = all[random_below(random, REGIONS)];
     uint32_t reach = one->bytes < 16384 ? (uint32_t)one->bytes : 16384; /* where something is */
     uint8_t *at = (uint8_t *)one->at + random_below(random, reach);
     *at = random_below(random, 2) ? (uint8_t)next_random(random) : random_below(random, 2) ? 0 : 0xff;
@@ -315,14 +318,14 @@ static void test_spoilt_memory_does_no_harm(void **state) {
     hp_error error;
     regions r = regions_of(l);
     spoil(l->engine, &random);
-    hp_engine *reader = hp_reader_new(&config, r.of, HP_REGIONS, &error);
+    hp_engine *reader = hp_reader_new(&config, r.of, REGIONS, &error);
     if (reader)
       read_all(reader);
-    lab s = {.engine = hp_engine_inherit(&config, r.of, HP_REGIONS, &error), .now = UINT64_MAX / 4};
+    lab s = {.engine = hp_engine_inherit(&config, r.of, REGIONS, &error), .now = UINT64_MAX / 4};
     if (s.engine) {
       taken++;
-      check_flow_table(&s.engine->worker.flows);
-      check_mappings(&s.engine->worker.mappings);
+      check_flow_table(&s.engine->workers[0].flows);
+      check_mappings(&s.engine->workers[0].mappings);
       read_all(s.engine);
       hp_engine_abandon(s.engine, &error);
       hp_eni_config eni = {.addresses = {0xc0000301}, .address_count = 1, .mtu = 1500};
@@ -332,11 +335,11 @@ static void test_spoilt_memory_does_no_harm(void **state) {
         recipe packet = from_inside(HP_UDP, 4000, 9);
         hp_packet p = {.data = s.data, .capacity = sizeof s.data, .link = (uint32_t)number};
         p.length = make_packet(s.data, &packet);
-        hp_translate(s.engine, &p, 1, s.engine->worker.now, &error);
+        hp_translate(s.engine, &p, 1, s.engine->workers[0].now, &error);
       }
-      hp_sweep(s.engine, s.engine->worker.now + 1000, &error);
-      check_flow_table(&s.engine->worker.flows);
-      check_mappings(&s.engine->worker.mappings);
+      hp_sweep(s.engine, s.engine->workers[0].now + 1000, &error);
+      check_flow_table(&s.engine->workers[0].flows);
+      check_mappings(&s.engine->workers[0].mappings);
     }
     hp_engine_free(s.engine);
     hp_engine_free(reader);
@@ -353,7 +356,7 @@ static void test_reader_sees_the_same_and_changes_nothing(void **state) {
   lab *l = busy_lab();
   regions r = regions_of(l);
   hp_error error;
-  hp_engine *reader = hp_reader_new(&config, r.of, HP_REGIONS, &error);
+  hp_engine *reader = hp_reader_new(&config, r.of, REGIONS, &error);
   assert_non_null(reader);
   hp_flow_info own[100], seen[100];
   hp_drop own_drops[20], seen_drops[20];
@@ -374,7 +377,7 @@ static void test_reader_sees_the_same_and_changes_nothing(void **state) {
       assert_int_equal(hp_link_counters(l->engine, link, &own_counters, &error), 0);
       assert_int_equal(hp_link_counters(reader, link, &seen_counters, &error), 0);
       assert_memory_equal(&own_counters, &seen_counters, sizeof own_counters);
-      assert_int_equal(hp_link_flows(reader, link), l->engine->links[link].flows);
+      assert_int_equal(hp_link_flows(reader, link), hp_stats(l->engine->workers, link)->flows);
       assert_int_equal(hp_link_since(reader, link), l->engine->links[link].since);
     }
     hp_engine_status(l->engine, &own_status);

@@ -512,7 +512,7 @@ static void test_add_refuses(void **state) {
   assert_int_equal(ops->add(world.engine.io, LINKS, world.tun[0], 0, &error), -1);
   assert_non_null(strstr(error.text, "max_links"));
   assert_int_equal(ops->add(world.engine.io, 5, -1, 0, &error), -1);
-  assert_int_equal(ops->add(world.engine.io, 5, world.tun[0], 2, &error), -1);
+  assert_int_equal(ops->add(world.engine.io, 5, world.tun[0], HP_GROUP_NONE + 1, &error), -1);
   ops->remove(world.engine.io, 5);
   ops->remove(world.engine.io, LINKS);
   end_world(&world);

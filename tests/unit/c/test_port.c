@@ -58,7 +58,7 @@ static void test_every_exclusive_port_is_had_once_for_each_protocol(void **state
     assert_int_equal(take_all(&b, kind, held, 0), 64512);
     assert_int_equal(take(&b, kind, 0, 1000000), 0);
   }
-  check_slices(&b.ports.addresses[0]);
+  check_slices(&b.ports, 0);
   bench_free(&b);
 }
 
@@ -88,7 +88,7 @@ static void test_slices_are_leased_when_they_are_needed(void **state) {
   assert_int_equal(address->leased, before);
   assert_int_not_equal(take(&b, HP_PORTS_UDP, 4000, 0), 0);
   assert_int_equal(address->leased, before + 1);
-  check_slices(address);
+  check_slices(&b.ports, 0);
   bench_free(&b);
 }
 
@@ -96,17 +96,17 @@ static void test_slices_of_other_workers_are_left_alone(void **state) {
   (void)state;
   bench b;
   bench_new(&b, 1);
-  hp_address *address = &b.ports.addresses[0];
+  hp_lease *lease = &b.ports.leases[0];
   uint32_t others = 0;
   for (uint32_t slice = 0; slice < HP_SLICES && others < 10; slice++)
-    if (address->owner[slice] == 0) {
-      address->owner[slice] = 2;
+    if (lease->owner[slice] == 0) {
+      lease->owner[slice] = 2;
       others++;
     }
   uint64_t held[HP_PORT_WORDS] = {0};
   assert_int_equal(take_all(&b, HP_PORTS_UDP, held, 0), 64512 - 10 * HP_SLICE_PORTS);
   for (uint32_t port = HP_PORT_FIRST; port <= 0xffff; port++)
-    HOLD(port_taken(held, port) == (address->owner[(port - HP_PORT_FIRST) / HP_SLICE_PORTS] == 1));
+    HOLD(port_taken(held, port) == (lease->owner[(port - HP_PORT_FIRST) / HP_SLICE_PORTS] == 1));
   bench_free(&b);
 }
 
@@ -239,7 +239,7 @@ static void test_ports_are_unpredictable(void **state) {
   uint16_t last = 0;
   for (int i = 0; i < 1000; i++) {
     uint16_t port = hp_port_take(&ports[0], 0, HP_PORTS_UDP, 0, 0), other = hp_port_random(&ports[1], 0);
-    HOLD(ports[1].addresses[0].owner[(other - HP_PORT_FIRST) / HP_SLICE_PORTS] == 1);
+    HOLD(ports[1].leases[0].owner[(other - HP_PORT_FIRST) / HP_SLICE_PORTS] == 1);
     same += port == other;
     near += (uint16_t)(port - last + 8) <= 16;
     last = port;

@@ -86,7 +86,7 @@ static void test_every_port_is_had_once_towards_each_destination(void **state) {
   assert_int_equal(b->ports.dense_live, 2);
   assert_int_not_equal(open_flow(b, 3), HP_NONE);
   check_dense(&b->ports, &b->flows);
-  check_slices(&b->ports.addresses[0]);
+  check_slices(&b->ports, 0);
   close_all(b);
   assert_int_equal(b->ports.dense_live, 0);
   check_dense(&b->ports, &b->flows);
@@ -191,12 +191,12 @@ static void test_slices_of_other_workers_are_left_alone(void **state) {
     b->ports.dense_capacity = bitmaps;
     hp_address *address = &b->ports.addresses[0];
     for (uint32_t slice = 0; slice < HP_SLICES; slice++)
-      if (address->owner[slice] == 0)
-        address->owner[slice] = 2;
+      if (b->ports.leases[0].owner[slice] == 0)
+        b->ports.leases[0].owner[slice] = 2;
     uint32_t all = address->leased * HP_SLICE_PORTS, count = fill(b, 1);
     assert_true(bitmaps ? count == all : count > all / 4 * 3);
     for (uint32_t port = HP_PORT_FIRST; port <= 0xffff; port++)
-      HOLD(!b->numbers[port] || address->owner[(port - HP_PORT_FIRST) / HP_SLICE_PORTS] == 1);
+      HOLD(!b->numbers[port] || b->ports.leases[0].owner[(port - HP_PORT_FIRST) / HP_SLICE_PORTS] == 1);
     bench_free(b);
   }
 }

@@ -48,20 +48,20 @@ typedef struct connection {
 
 static void open_lab(connection *c) {
   *c = (connection){.lab = new_lab(NULL, NULL)};
-  c->lab->engine->worker.io_ops = &keeping;
-  c->lab->engine->worker.io = &c->io;
+  c->lab->engine->workers[0].io_ops = &keeping;
+  c->lab->engine->workers[0].io = &c->io;
 }
 
 /* A turn of the loop that comes to every flow. */
 static uint32_t turn(connection *c, uint64_t after) {
-  hp_worker *worker = &c->lab->engine->worker;
+  hp_worker *worker = c->lab->engine->workers;
   hp_clock_set(worker, c->lab->now += after);
   worker->resets = 0;
   return hp_expire(worker, 1000);
 }
 
 static void end_lab(connection *c) {
-  c->lab->engine->worker.io = NULL;
+  c->lab->engine->workers[0].io = NULL;
   free_lab(c->lab);
 }
 
@@ -131,13 +131,13 @@ static void test_established(void **state) {
   assert_int_equal(c.io.count, 2);
   check_rst(&c, 0, ENI, HP_RST, CLIENT_ISN + 90u, 0);
   check_rst(&c, 1, TUNNEL, HP_RST, SERVER_ISN + 500, 0);
-  assert_int_equal(c.lab->engine->links[ENI].packets_out, 3 + 1);
-  assert_int_equal(c.lab->engine->links[TUNNEL].packets_out, 2 + 1);
+  assert_int_equal(hp_stats(c.lab->engine->workers, ENI)->packets_out, 3 + 1);
+  assert_int_equal(hp_stats(c.lab->engine->workers, TUNNEL)->packets_out, 2 + 1);
   assert_int_equal(turn(&c, 99), 0);
-  assert_int_equal(c.lab->engine->resetting, 1);
+  assert_int_equal(c.lab->engine->workers[0].resetting, 1);
   assert_int_equal(turn(&c, 1), 1);
   assert_int_equal(c.io.count, 2); /* once is enough */
-  assert_int_equal(c.lab->engine->resetting, 0);
+  assert_int_equal(c.lab->engine->workers[0].resetting, 0);
   assert_int_equal(live_flows(c.lab), 0);
   end_lab(&c);
 }
@@ -275,7 +275,7 @@ static void test_as_many_as_a_turn_may(void **state) {
   (void)state;
   connection c;
   open_lab(&c);
-  hp_worker *worker = &c.lab->engine->worker;
+  hp_worker *worker = c.lab->engine->workers;
   for (uint16_t port = 1; port <= 100; port++) {
     recipe r = from_inside(HP_TCP, port, 80);
     assert_int_equal(pass(c.lab, TUNNEL, &r), HP_FORWARD);
@@ -305,7 +305,7 @@ static void test_removed_meanwhile(void **state) {
   assert_int_equal(c.io.count, 1);
   check_rst(&c, 0, ENI, HP_RST, CLIENT_ISN + 1u, 0);
   assert_int_equal(c.lab->engine->links[TUNNEL].kind, HP_LINK_FREE);
-  assert_int_equal(c.lab->engine->resetting, 0);
+  assert_int_equal(c.lab->engine->workers[0].resetting, 0);
   assert_int_equal(add_tunnel(c.lab, ENI, 0), TUNNEL);
   syn(&c); /* nothing of it is left */
   end_lab(&c);
@@ -317,13 +317,13 @@ static void test_recount(void **state) {
   open_lab(&c);
   establish(&c);
   drain(&c, HP_DRAIN_RESET);
-  c.lab->engine->resetting = 77;
+  c.lab->engine->workers[0].resetting = 77;
   hp_resets_recount(c.lab->engine);
-  assert_int_equal(c.lab->engine->resetting, 1);
+  assert_int_equal(c.lab->engine->workers[0].resetting, 1);
   turn(&c, 0);
   turn(&c, 100);
   hp_resets_recount(c.lab->engine);
-  assert_int_equal(c.lab->engine->resetting, 0);
+  assert_int_equal(c.lab->engine->workers[0].resetting, 0);
   end_lab(&c);
 }
 
@@ -340,7 +340,7 @@ static void test_what_cannot_be_drained(void **state) {
   assert_int_equal(hp_link_drain(l->engine, TUNNEL, HP_DRAIN_RESET, &l->error), 0);
   assert_int_equal(hp_link_drain(l->engine, TUNNEL, HP_DRAIN_CLOSE, &l->error), 0); /* there is no way back */
   assert_int_equal(l->engine->links[TUNNEL].drain, HP_DRAIN_RESET);
-  assert_int_equal(l->engine->resetting, 0); /* it had no flow */
+  assert_int_equal(l->engine->workers[0].resetting, 0); /* it had no flow */
   MUST(l, hp_link_remove(l->engine, TUNNEL, &l->error));
   assert_int_equal(hp_link_drain(l->engine, TUNNEL, HP_DRAIN_RESET, &l->error), -1);
   free_lab(l);
