@@ -313,3 +313,34 @@ const char *hp_io_probe(int io);
  * taken off. A negative number and *error when it cannot be done. */
 double hp_bench_table(uint32_t flows, uint32_t packets, int huge_pages, hp_error *error);
 double hp_bench_translate(uint32_t flows, uint32_t packets, int huge_pages, hp_error *error);
+
+/* A TUN in the network namespace of the calling thread, made and configured: no part of the engine. */
+enum {
+  HP_DEVICE_OFFLOADS = 2,
+  HP_DEVICE_ANSWERS = 32768, /* room for the kernel's answers */
+  /* Where it failed. */
+  HP_DEVICE_OPEN = 1, /* no device was made */
+  HP_DEVICE_HEADER,   /* the size of its virtio_net_hdr */
+  HP_DEVICE_NETLINK   /* sending the batch and getting the answers; a refused message is no failure */
+};
+
+typedef struct hp_device {
+  char name[16];
+  uint32_t offloads[2]; /* TUN_F_, best first: the first set that the kernel takes */
+  uint8_t *batch;       /* rtnetlink messages, numbered from 1 on, of which the last asks for an answer */
+  uint32_t batch_length;
+  uint32_t messages;
+  const uint32_t *places; /* where in the batch the device's index is to be written */
+  uint32_t place_count;
+  uint8_t *answers; /* HP_DEVICE_ANSWERS bytes */
+  /* Filled in. */
+  uint32_t answers_length;
+  int fd;   /* -1 when no device was made; else the caller's to close, also after a failure */
+  int step; /* and errno: where and why it failed */
+  int error;
+  uint64_t opening_ns;
+  uint64_t configuring_ns;
+} hp_device;
+
+/* 0, or -1 with .step and .error. */
+int hp_device_make(hp_device *device);

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, ParamSpec, Self, TypeVar
 
@@ -28,6 +28,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 NETNS_RUN_DIR: Final = "/run/netns"  # ip-netns(8)
+MOST_DESCRIPTORS: Final = 32_768  # that a process gets room for beforehand: 8 bytes each
 CLONE_NEWNET: Final = 0x40000000  # linux/sched.h
 NS_GET_USERNS, NS_GET_NSTYPE, NS_GET_OWNER_UID = 0xB701, 0xB703, 0xB704  # linux/nsfs.h, ioctl_ns(2)
 PROCESS_NAMESPACE: Final = re.compile(r"/proc/(\d+)(?:/task/\d+)?/ns/net")
@@ -58,7 +59,7 @@ class Namespace:
 
     def closed(self) -> Namespace:
         """The same without its descriptor, to be kept for long."""
-        return replace(self, fd=-1)
+        return Namespace(self.name, -1, self.key, self.path, self.pid)
 
     def __enter__(self) -> Self:
         return self
@@ -111,8 +112,7 @@ def owner_of(fd: int) -> int:
 
 def _of_process(pid: int) -> Namespace:
     name = f"pid:{pid}"
-    found = _checked(_open(f"/proc/{pid}/ns/net", name), name)
-    return replace(found, pid=pid)
+    return _checked(_open(f"/proc/{pid}/ns/net", name), name, pid=pid)
 
 
 def _of_descriptor(fd: int) -> Namespace:
@@ -127,9 +127,8 @@ def _of_descriptor(fd: int) -> Namespace:
 
 def _of_path(path: str, name: str) -> Namespace:
     pid = _process_behind(path)
-    found = _checked(_open(path, name), name)
     # Files in /proc send no inotify events: only the process itself can be watched.
-    return replace(found, path="" if path.startswith("/proc/") else path, pid=pid)
+    return _checked(_open(path, name), name, path="" if path.startswith("/proc/") else path, pid=pid)
 
 
 def _process_behind(path: str) -> int:
@@ -165,7 +164,7 @@ def _open(path: str, name: str) -> int:
         raise NamespaceNotFound(f"namespace {name}: {error.strerror}", resource=name) from None
 
 
-def _checked(fd: int, name: str) -> Namespace:
+def _checked(fd: int, name: str, *, path: str = "", pid: int = 0) -> Namespace:
     try:
         kind = fcntl.ioctl(fd, NS_GET_NSTYPE)
     except OSError:
@@ -175,7 +174,7 @@ def _checked(fd: int, name: str) -> Namespace:
         what = "another kind of namespace" if kind else "no namespace (perhaps a file left over after its removal)"
         remedy = "`ip netns list` shows network namespaces"
         raise NamespaceNotFound(f"{name} is {what}", resource=name, remedy=remedy)
-    return Namespace(name, fd, key_of(fd))
+    return Namespace(name, fd, key_of(fd), path, pid)
 
 
 def descriptors_exhausted(what: str) -> DeviceError:
@@ -186,10 +185,17 @@ def descriptors_exhausted(what: str) -> DeviceError:
 
 
 def raise_descriptor_limit() -> int:
-    """Raises the soft limit of open files to the hard one: every tunnel keeps a descriptor. Returns the limit."""
+    """Raises the soft limit of open files to the hard one: every tunnel keeps a descriptor. Returns the limit.
+
+    The table of descriptors is made as large at once, up to MOST_DESCRIPTORS: each time the kernel doubles that of a
+    process with threads, whoever opens the file that does not fit waits for a grace period of RCU, 10 ms and more
+    (expand_files() in fs/file.c).
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with suppress(OSError), open(os.devnull, "rb") as any_file:  # without memory for it, it grows as it must
+        os.close(fcntl.fcntl(any_file, fcntl.F_DUPFD_CLOEXEC, min(hard, MOST_DESCRIPTORS) - 1))
     return hard
 
 

@@ -9,11 +9,14 @@ Everything here concerns the network namespace of the calling thread.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
 import time
 from collections.abc import Iterator, Sequence
+from copy import copy
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final, NamedTuple
 
@@ -46,6 +49,8 @@ IN6_ADDR_GEN_MODE_NONE: Final = 1
 NUD_PERMANENT: Final = 0x80
 NTF_PROXY: Final = 0x08
 
+SIOCGIFINDEX: Final = 0x8933  # linux/sockios.h
+
 HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port
 # A device's queue, packets: what waits for the engine. The kernel gives a TUN 500.
 QUEUE: Final = 1000
@@ -55,6 +60,10 @@ INDEX_MARK: Final = 0x7B6D5F43
 MTU_MARK: Final = 0x79674B31
 ADDRESS_MARK: Final = "123.109.95.61"
 SOURCE_MARK: Final = "121.103.75.47"
+
+
+def _aligned(length: int) -> int:
+    return (length + 3) & ~3
 
 
 def _encode(message: Any, kind: int, nlmsg_flags: int, attributes: list[tuple[str, Any]], **fields: Any) -> bytes:
@@ -85,27 +94,54 @@ def _route(attributes: list[tuple[str, Any]]) -> bytes:
     )
 
 
-class _Template:
+class Template:
     """Bytes of one message or several, and where to write."""
 
     def __init__(self, *messages: bytes) -> None:
-        self.data = b"".join(messages)
+        self.data = bytearray(b"".join(messages))
         self.count = len(messages)
-        self._index = self._places(struct.pack("=I", INDEX_MARK))
+        self.places = self._places(struct.pack("=I", INDEX_MARK))  # for the index
         self._mtu = self._places(struct.pack("=I", MTU_MARK))
         self._address = self._places(socket.inet_aton(ADDRESS_MARK))
         self._source = self._places(socket.inet_aton(SOURCE_MARK))
 
-    def fill(self, index: int, *, mtu: int = 0, address: bytes = b"", source: bytes = b"") -> bytearray:
-        data = bytearray(self.data)
+    def filled(self, *, mtu: int = 0, address: bytes = b"", source: bytes = b"") -> Template:
+        """A copy in which only the device's index is missing."""
+        made = copy(self)
+        made.data = bytearray(self.data)
+        made.places = list(self.places)
         for places, value in (
-            (self._index, struct.pack("=I", index)),
             (self._mtu, struct.pack("=I", mtu)),
             (self._address, address),
             (self._source, source),
         ):
             for place in places:
-                data[place : place + 4] = value
+                made.data[place : place + 4] = value
+        return made
+
+    def append(self, other: Template) -> None:
+        """To one that is filled; so is the other one."""
+        self.places += [len(self.data) + place for place in other.places]
+        self.data += other.data
+        self.count += other.count
+
+    def numbered(self) -> Template:
+        """Itself, its messages numbered from 1 on. A refusal is answered in any case; so one acknowledgement, of the
+        last message, tells that all are done."""
+        place = 0
+        for number in range(1, self.count + 1):
+            length, kind, flags, *_ = HEADER.unpack_from(self.data, place)
+            flags = flags & ~NLM_F_ACK if number < self.count else flags
+            HEADER.pack_into(self.data, place, length, kind, flags, number, 0)
+            place += _aligned(length)
+        return self
+
+    def fill(self, index: int) -> bytearray:
+        """The bytes to send, about a device by its index."""
+        data = bytearray(self.data)
+        value = struct.pack("=I", index)
+        for place in self.places:
+            data[place : place + 4] = value
         return data
 
     def _places(self, mark: bytes) -> list[int]:
@@ -129,11 +165,11 @@ _ADDRESS = _encode(
     prefixlen=32,
     index=INDEX_MARK,
 )
-DEVICE: Final = _Template(_SIZES, _NO_LINK_LOCAL, _UP)
-ADDRESSED_DEVICE: Final = _Template(_SIZES, _NO_LINK_LOCAL, _ADDRESS, _UP)
-UP: Final = _Template(_UP)
-ROUTE: Final = _Template(_route([]))
-SOURCED_ROUTE: Final = _Template(_route([("RTA_PREFSRC", SOURCE_MARK)]))
+DEVICE: Final = Template(_SIZES, _NO_LINK_LOCAL, _UP)
+ADDRESSED_DEVICE: Final = Template(_SIZES, _NO_LINK_LOCAL, _ADDRESS, _UP)
+UP: Final = Template(_UP).numbered()
+ROUTE: Final = Template(_route([]))
+SOURCED_ROUTE: Final = Template(_route([("RTA_PREFSRC", SOURCE_MARK)]))
 PREFIX_LENGTH: Final = HEADER.size + 1  # of rtm_dst_len in a route message
 LINK_LOCAL_STEP: Final = 2
 
@@ -160,54 +196,65 @@ def configure(device: str, *, mtu: int, address: IPv4Address | None, routes: Seq
     With an address it is also the source that the routes prefer. Returns the seconds that the kernel took for it.
     Raises DeviceError, PermissionMissing.
     """
-    index = socket.if_nametoindex(device)
+    batch = configuration(mtu, address, tuple(routes))
+    with _socket() as kernel:
+        refusals, seconds = _transact(kernel, batch.fill(_index(kernel, device)), batch.count)
+    check_configuration(device, mtu, address, routes, refusals)
+    return seconds
+
+
+@lru_cache(maxsize=256)  # environments have few shapes
+def configuration(mtu: int, address: IPv4Address | None, routes: tuple[IPv4Network, ...]) -> Template:
+    """What configure() sends, for a device whose index is not known yet."""
     source = b"" if address is None else address.packed
-    template = DEVICE if address is None else ADDRESSED_DEVICE
-    batch = template.fill(index, mtu=mtu, address=source)
+    device = (DEVICE if address is None else ADDRESSED_DEVICE).filled(mtu=mtu, address=source)
     for route in routes:
-        message = (ROUTE if address is None else SOURCED_ROUTE).fill(
-            index, address=route.network_address.packed, source=source
-        )
-        message[PREFIX_LENGTH] = route.prefixlen
-        batch += message
-    refusals, seconds = _transact(batch, template.count + len(routes))
+        template = ROUTE if address is None else SOURCED_ROUTE
+        message = template.filled(address=route.network_address.packed, source=source)
+        message.data[PREFIX_LENGTH] = route.prefixlen
+        device.append(message)
+    return device.numbered()
+
+
+def check_configuration(
+    device: str,
+    mtu: int,
+    address: IPv4Address | None,
+    routes: Sequence[IPv4Network],
+    refusals: Sequence[Refusal],
+) -> None:
+    """Raises as configure() when the kernel refused one of its messages."""
     # A kernel without IPv6 has no link-local addresses to leave out.
     refusals = [one for one in refusals if one.place != LINK_LOCAL_STEP]
     if refusals:
         steps = [f"MTU {mtu}", "", *([] if address is None else [f"address {address}"]), "up"]
         raise _refused(device, [*steps, *(f"route {route}" for route in routes)], refusals[0])
-    return seconds
 
 
 def bring_up(device: str) -> None:
     """Raises as configure()."""
-    refusals = transact(UP.fill(socket.if_nametoindex(device)), UP.count)
+    with _socket() as kernel:
+        refusals, _ = _transact(kernel, UP.fill(_index(kernel, device)), UP.count)
     if refusals:
         raise _refused(device, ["up"], refusals[0])
 
 
-def transact(batch: bytearray, count: int) -> list[Refusal]:
-    """Sends a batch of count messages that ask for an answer each; returns those refused. Numbers them from 1 on."""
-    return _transact(batch, count)[0]
-
-
-def _transact(batch: bytearray, count: int) -> tuple[list[Refusal], float]:
-    """As transact(), with the seconds between sending and the last answer."""
-    place = 0
-    for number in range(1, count + 1):
-        struct.pack_into("=I", batch, place + 8, number)
-        place += _aligned(*struct.unpack_from("=I", batch, place))
+def _transact(kernel: socket.socket, batch: bytes | bytearray, count: int) -> tuple[list[Refusal], float]:
+    """Sends a numbered batch of count messages; returns those refused, and the seconds until the last answer."""
     refusals = []
-    with _socket() as kernel:
-        begun = time.perf_counter()
-        kernel.send(batch)
-        answered = 0
-        while answered < count:
-            for _, data in _messages(kernel.recv(65536)):
-                answered += 1
-                if refusal := _refusal(data):
-                    refusals.append(refusal)
-        return refusals, time.perf_counter() - begun
+    begun = time.perf_counter()
+    kernel.send(batch)
+    answered = 0
+    while answered < count:
+        answers = kernel.recv(65536)
+        refusals += refusals_in(answers)
+        answered = max(HEADER.unpack_from(data)[3] for _, data in _messages(answers))
+    return refusals, time.perf_counter() - begun
+
+
+def refusals_in(answers: bytes) -> list[Refusal]:
+    """Those among the answers to a batch."""
+    return [refusal for _, data in _messages(answers) if (refusal := _refusal(data))]
 
 
 def addresses() -> list[tuple[str, IPv4Address, IPv4Network]]:
@@ -267,7 +314,9 @@ def _proxy(kind: int, flags: int, device: str, address: IPv4Address) -> None:
         state=NUD_PERMANENT,
         flags=NTF_PROXY,
     )
-    if refusals := transact(bytearray(request), 1):
+    with _socket() as kernel:
+        refusals, _ = _transact(kernel, Template(request).numbered().data, 1)
+    if refusals:
         raise _refused(device, [f"proxy neighbour {address}"], refusals[0])
 
 
@@ -282,6 +331,12 @@ def _socket() -> socket.socket:
     kernel.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
     kernel.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
     return kernel
+
+
+def _index(any_socket: socket.socket, device: str) -> int:
+    """As socket.if_nametoindex(), without a socket of its own. Raises OSError."""
+    answer = fcntl.ioctl(any_socket, SIOCGIFINDEX, struct.pack("16s24x", device.encode()))  # struct ifreq
+    return int(struct.unpack_from("=16xi", answer)[0])
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -326,10 +381,6 @@ def _ask(request: bytes, kind: Any) -> Iterator[Any]:
                 yield message
                 if not dump:
                     return
-
-
-def _aligned(length: int) -> int:
-    return (length + 3) & ~3
 
 
 def _refused(device: str, steps: Sequence[str], refusal: Refusal) -> HyperplaneError:

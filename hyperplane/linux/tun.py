@@ -74,7 +74,7 @@ def _open(device: str, flags: int) -> int:
     try:
         tun = pytun.TunTapDevice(name=device, flags=IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | flags)
     except pytun.Error as error:
-        raise _open_error(device, error.errno or 0) from None
+        raise open_error(device, error.errno or 0) from None
     try:
         # pytun closes its descriptor with its object, and opens without O_CLOEXEC: ours is a duplicate.
         fd = fcntl.fcntl(tun.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
@@ -155,7 +155,8 @@ def _check(fd: int, what: str) -> None:
         raise NotATunnel(f"{what} was opened without IFF_VNET_HDR", resource=what, remedy="open it with IFF_VNET_HDR")
 
 
-def _open_error(device: str, number: int) -> HyperplaneError:
+def open_error(device: str, number: int) -> HyperplaneError:
+    """Why a TUN could not be made, by its errno."""
     what = f"device {device}"
     if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         remedy = "load the module (modprobe tun), or give the container /dev/net/tun"

@@ -5,24 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from hyperplane.errors import InvalidValue
-from hyperplane.linux import netlink, tun
-from hyperplane.linux.jobs import HalfWay
+from hyperplane.linux import tun
+from hyperplane.linux.device import Shape, make_device
 from hyperplane.linux.namespaces import Key, Namespace, NamespaceThreads, open_namespace
 from hyperplane.linux.reaper import Reaper
 
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """How an environment's device is set up, whichever namespace it is in."""
-
-    device: str
-    address: IPv4Address
-    mtu: int
-    routes: tuple[IPv4Network, ...]
+__all__ = ["Shape", "TunnelDevice", "build_tunnel", "make_tunnel", "take_tunnel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +63,10 @@ def make_tunnel(
 def build_tunnel(namespace: Namespace, shape: Shape, reaper: Reaper, *, begun: float, entered: float) -> TunnelDevice:
     """The device in the namespace that the calling thread is in. begun: when, by time.perf_counter(); entered: seconds
     that getting there took the kernel. Raises as make_tunnel()."""
-    opening = time.perf_counter()
-    fd = tun.open_tun(shape.device)
-    opened = time.perf_counter()
-    try:
-        waited = netlink.configure(shape.device, mtu=shape.mtu, address=shape.address, routes=shape.routes)
-    except BaseException as error:
-        raise HalfWay(error, reaper.close(fd)) from None
-    done = time.perf_counter()
-    kernel = entered + opened - opening + waited
-    return TunnelDevice(fd, shape.device, namespace, opened - begun, done - opened, kernel)
+    made = make_device(shape, reaper)
+    spent = time.perf_counter() - begun
+    kernel = entered + made.opening + made.configuring
+    return TunnelDevice(made.fd, shape.device, namespace, spent - made.configuring, made.configuring, kernel)
 
 
 def take_tunnel(fd: int) -> TunnelDevice:

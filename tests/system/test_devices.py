@@ -23,23 +23,29 @@ from hyperplane.errors import (
     NotATunnel,
 )
 from hyperplane.linux import netlink, tun
+from hyperplane.linux.device import Shape, make_device
+from hyperplane.linux.jobs import HalfWay
 from hyperplane.linux.namespaces import Namespace
 from hyperplane.linux.reaper import Reaper
 
-from .support import Namespaces, Within, descriptors, devices, ip, ip_json, run_in
+from .support import DEADLINE, Namespaces, Within, descriptors, devices, ip, ip_json, run_in
 
 INSIDE = IPv4Address("198.18.0.2")
 DEFAULT = IPv4Network("0.0.0.0/0")
 
 
 class TestTun:
-    def test_device_in_its_namespace(self, netns_factory: Namespaces, within: Within) -> None:
+    @pytest.mark.parametrize("at_once", [False, True])
+    def test_device_in_its_namespace(self, netns_factory: Namespaces, within: Within, at_once: bool) -> None:
         """Address, MTU, queue, up, route with its source, and no IPv6 chatter; exactly one descriptor."""
         name = netns_factory("box")
+        shape = Shape("eth0", INSIDE, 1400, (DEFAULT, IPv4Network("198.19.0.0/16")))
 
         def make(_: Namespace) -> int:
+            if at_once:
+                return make_device(shape, Reaper(1)).fd
             fd = tun.open_tun("eth0")
-            netlink.configure("eth0", mtu=1400, address=INSIDE, routes=[DEFAULT, IPv4Network("198.19.0.0/16")])
+            netlink.configure("eth0", mtu=shape.mtu, address=shape.address, routes=shape.routes)
             return fd
 
         before = descriptors()
@@ -118,6 +124,28 @@ class TestTun:
         route, mtu = within(name, make)
         assert re.search(r"eth0: route 198\.19\.0\.0/16 exists already; ", route)
         assert re.search(r"eth0: MTU 67 refused: .*mtu.*", mtu)
+
+    def test_a_device_that_is_refused_half_way_goes(self, netns_factory: Namespaces, within: Within) -> None:
+        """Made by one call: the error says which step, and the reaper has the descriptor."""
+        name = netns_factory("box")
+        reaper = Reaper(1)
+        twice = IPv4Network("198.19.0.0/16")
+        before = descriptors()
+
+        def make(_: Namespace) -> tuple[str, str]:
+            with pytest.raises(HalfWay) as refused:
+                make_device(Shape("eth0", INSIDE, 1500, (twice, DEFAULT, twice)), reaper)
+            refused.value.closing.result(DEADLINE)
+            with pytest.raises(DeviceError) as exists:
+                make_device(Shape("lo", INSIDE, 1500, ()), reaper)
+            return str(refused.value.error), str(exists.value)
+
+        refused, exists = within(name, make)
+        assert re.search(r"eth0: route 198\.19\.0\.0/16 exists already; ", refused)
+        assert re.search(r"device lo exists already", exists)
+        assert descriptors() == before
+        assert devices(name) == {"lo"}
+        reaper.stop()
 
     def test_adopted_descriptors(self, netns_factory: Namespaces, within: Within) -> None:
         name = netns_factory("guest")

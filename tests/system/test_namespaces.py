@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from hyperplane.errors import (
     InvalidValue,
     NamespaceNotFound,
 )
-from hyperplane.linux.namespaces import NamespaceThreads, key_of, open_namespace
+from hyperplane.linux.namespaces import MOST_DESCRIPTORS, NamespaceThreads, key_of, open_namespace
 from hyperplane.linux.watch import NamespaceWatch
 
 from .support import Namespaces, descriptors, eventually, ip, wait_until
@@ -212,3 +214,16 @@ def overflow(directory: Path, name: str) -> None:
         (directory / name).touch()
         (directory / name).rename(directory / f"{name}2")
         (directory / f"{name}2").unlink()
+
+
+def test_room_for_descriptors_beforehand() -> None:
+    """The table that would grow, and make an attach wait, has its size from the beginning."""
+    code = """
+from pathlib import Path
+from hyperplane.linux.namespaces import raise_descriptor_limit
+limit = raise_descriptor_limit()
+print(limit, *[line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "FDSize" in line])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    limit, size = map(int, done.stdout.split())
+    assert size >= min(limit, MOST_DESCRIPTORS)
