@@ -29,11 +29,13 @@ class Contest:
     rivals: Sequence[Rival]
     rounds: int
 
-    def run(self, load: Callable[[Lab, Rival], T]) -> list[Pairs[T]]:
-        """Rivals go in twos with ours between them, and in the next round the other way round: every rival is a
+    def run(self, load: Callable[[Lab, Rival], T], *, times: int = 1) -> list[Pairs[T]]:
+        """times: as many rounds for each, where turns are short.
+
+        Rivals go in twos with ours between them, and in the next round the other way round: every rival is a
         neighbour of ours, as often before it as after it."""
         results: dict[str, Pairs[T]] = {rival.name: Pairs(rival, [], []) for rival in self.rivals}
-        for turn in range(self.rounds):
+        for turn in range(self.rounds * times):
             for two in self._twos():
                 order = [*two[:1], self.ours, *two[1:]]
                 values = {one.name: load(self.lab, one) for one in (order if turn % 2 == 0 else reversed(order))}

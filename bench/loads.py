@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bench.lab import Lab, answer, listens, shell, stop, wait_until
+from bench.lab import PATIENCE, Lab, answer, listens, shell, stop, wait_until
 from bench.processor import Processor
 from bench.rivals import LATENCY_PORT, SERVER, Rival
 
@@ -16,7 +17,6 @@ IPERF_PORT: Final = 5201
 BULK_PORT: Final = 5202
 UDP_PORT: Final = 9000
 UNDER_WAY: Final = 8 << 20  # bytes after which a stream has found its pace
-MARGIN: Final = 2  # seconds that a stream lasts longer than what it is to disturb
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Stream:
 class Latency:
     p50: float  # us
     p99: float
-    bulk: float = 0.0  # Gb/s of the stream beside it
+    bulk: float = 0.0  # Gb/s that the stream beside it sent, with headers
 
 
 def tcp(lab: Lab, rival: Rival, seconds: int, *, streams: int = 1, back: bool = False) -> Stream:
@@ -74,17 +74,17 @@ def question(lab: Lab, rival: Rival, seconds: float) -> Latency:
 
 def question_beside_bulk(lab: Lab, rival: Rival, seconds: float) -> Latency:
     """The same while another environment sends a TCP stream to the same server as fast as it can."""
-    lasts = round(seconds) + MARGIN
     with _iperf_server(lab, rival, BULK_PORT):
-        words = f"--client {SERVER} --port {BULK_PORT} --time {lasts} --json".split()
-        before = _sent(rival.bystander)
-        bulk = lab.start(rival.bystander, "iperf3", *words, says=False, output=True)
-        wait_until(lambda: _sent(rival.bystander) > before + UNDER_WAY, f"a stream over {rival.name}")
+        first = _sent(rival.bystander)
+        words = f"--client {SERVER} --port {BULK_PORT} --time {seconds + PATIENCE:.0f}".split()
+        bulk = lab.start(rival.bystander, "iperf3", *words, says=False)
+        wait_until(lambda: _sent(rival.bystander) > first + UNDER_WAY, f"a stream over {rival.name}")
+        before, start = _sent(rival.bystander), time.monotonic()
         alone = question(lab, rival, seconds)
+        sent, took = _sent(rival.bystander) - before, time.monotonic() - start
         assert bulk.poll() is None, f"the stream over {rival.name} ended before the questions did"
-        said, _ = bulk.communicate(timeout=lasts + 20)
-    gbps, _ = _received(json.loads(said), rival)
-    return Latency(alone.p50, alone.p99, gbps)
+        stop(bulk)
+    return Latency(alone.p50, alone.p99, sent * 8e-9 / took)
 
 
 def connections(lab: Lab, rival: Rival, seconds: float) -> float:
