@@ -144,9 +144,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line(line)
     saved = sorted(RESULTS.glob(f"*/*_{_saved_as(config)}.json"), key=lambda path: path.stat().st_mtime)
     if saved:
-        draw(figures, saved[-1].with_suffix(".svg"))
+        drawn = ", drawn beside it as .svg" if draw(figures, saved[-1].with_suffix(".svg")) else ""
         terminalreporter.write_line(
-            f"saved as {os.path.relpath(saved[-1])}, drawn as .svg beside it; docs/benchmarks.md says how to read them"
+            f"saved as {os.path.relpath(saved[-1])}{drawn}; docs/benchmarks.md says how to read it"
         )
     terminalreporter.write_line(_elapsed(terminalreporter))
 

@@ -52,9 +52,11 @@ class Dot:
         return cls(label, text, place(found), lowest, highest, place(goal), colour)
 
 
-def draw(figures: Sequence[Figure], path: Path) -> None:
-    """Writes an SVG of the lines that were measured."""
+def draw(figures: Sequence[Figure], path: Path) -> bool:
+    """Writes an SVG of the lines that were measured; False when none was."""
     dots = [Dot.of(line, figure) for line in LINES if (figure := line.of(figures)) is not None]
+    if not dots:
+        return False
     # Text stays text, and the same figures give the same file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hyperplane-nat", "font.size": 9}):
         canvas = Canvas(figsize=(10, 1.1 + ROW_INCHES * len(dots)), layout="constrained")
@@ -77,3 +79,4 @@ def draw(figures: Sequence[Figure], path: Path) -> None:
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
         canvas.savefig(path, format="svg", metadata={"Date": None})
+    return True
