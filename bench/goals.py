@@ -94,8 +94,10 @@ LINES: Final = (
     _ratio("request/response p99 beside a bulk stream", KERNEL, 2.0, 1.0, "lower"),
     _ratio("attach, 1,000 there: p50", VETH, 0.5, 0.2, "lower"),
     _ratio("attach, 10,000 there: p50", VETH, 0.5, 0.2, "lower"),
-    _ratio("attach, 10,000 there: p50", "1,000 there", None, 1.2, "lower"),  # what "flat" means
-    _ratio("one tunnel's TCP stream, 10,000 idle ones there", "alone", 0.95, 1.0),
+    _ratio("attach p50, 1,000 there", "at the first", None, 1.1, "lower"),  # flat
+    _ratio("attach p50, 10,000 there", "at the first", None, 1.1, "lower"),
+    _ratio("one TCP stream beside 10,000 idle tunnels", "alone", 0.95, 1.0),
+    _ratio("UDP 64 B beside 10,000 idle tunnels", "alone", 0.95, 1.0),
 )
 
 

@@ -24,6 +24,10 @@ PAGE, KEPT, PLOT = DOCS / "performance.md", DOCS / "performance.json", DOCS / "p
 BEGIN: Final = "<!-- generated from performance.json by `make performance`: what follows is not edited by hand -->"
 END: Final = "<!-- end of what is generated -->"
 DIGITS: Final = 5  # of each value that is kept
+ABOUT: Final = (
+    "revision", "effort", "cores", "kernel", "memory_bytes", "huge_pages", "load", "tcp",
+    "iperf3", "nft", "pasta", "slirp4netns", "gcc",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,8 @@ class Run:
         """Of what pytest-benchmark saved."""
         saved = json.loads(path.read_text())
         machine = saved["machine_info"]["hyperplane_nat"]
-        about = ("revision", "effort", "cores", "kernel", "memory_bytes", "huge_pages", "load", "iperf3", "nft", "gcc")
         noted = {"processor": saved["machine_info"]["cpu"].get("brand_raw", "unknown")}
-        noted |= {key: machine[key] for key in about if key in machine}
-        noted |= {key: machine[key] for key in ("pasta", "slirp4netns") if key in machine}
+        noted |= {key: machine[key] for key in ABOUT if key in machine}
         figures = [figure for each in saved["benchmarks"] for figure in each["extra_info"].get("figures", ())]
         return cls(saved["datetime"][:16].replace("T", " "), noted, [_figure(one) for one in figures])
 
@@ -86,8 +88,8 @@ def generated(run: Run) -> str:
     memory = machine["memory_bytes"] / 2**30
     where = (
         f"Revision `{machine['revision']}`, {run.when} UTC: {machine['cores']} cores ({machine['processor']}), "
-        f"{memory:.0f} GiB, Linux {machine['kernel'].split()[0]}, {machine['iperf3']}, {machine['nft']}; "
-        f"load of the machine at the end: {machine['load'][0]:.1f}."
+        f"{memory:.0f} GiB, Linux {machine['kernel'].split()[0]}, TCP {machine['tcp']}, {machine['iperf3']}, "
+        f"{machine['nft']}; load of the machine at the end: {machine['load'][0]:.1f}."
     )
     return "\n".join(
         (
