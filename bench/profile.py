@@ -1,8 +1,8 @@
 """Where the time of a data plane goes: `python -m bench.profile [LOAD]...`, as root, with perf (Debian: linux-perf).
 
-Samples the whole machine by the clock (so it works where no hardware counter is) while a load runs over ours and over
-the bare forwarder. Prints whose the processor time was, and what the thread that carries the packets spent its own on;
-`make bench` measures how fast they are, this says why.
+Samples the whole machine by the clock (so it works where no hardware counter is) while a load runs over ours, over the
+bare forwarder and over the kernel's NAT. Prints whose the processor time was, and what the thread that carries the
+packets spent its own on (where there is none: what all did); `make bench` measures how fast they are, this says why.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Final
 from bench import loads
 from bench.figures import number
 from bench.lab import Lab, wait_until
-from bench.rivals import Rival, bare_forwarder, hyperplane
+from bench.rivals import Rival, bare_forwarder, hyperplane, kernel_nft
 
 HERTZ: Final = 4999
 SECONDS: Final = 1.5
@@ -41,15 +41,13 @@ LOADS: Final[dict[str, Callable[[Lab, Rival], Any]]] = {
 }
 
 
-def worker(rival: Rival) -> tuple[str, int]:
-    """Name and number of the thread that carries the packets: of ours the first worker."""
-    assert rival.process is not None
-    threads = [(path.joinpath("comm").read_text().strip(), int(path.name)) for path in tasks(rival.process.pid)]
+def worker(rival: Rival) -> tuple[str, int] | None:
+    """Name and number of the thread that carries the packets: of ours the first worker, of the kernel none."""
+    if rival.process is None:
+        return None
+    tasks = sorted(Path(f"/proc/{rival.process.pid}/task").iterdir())
+    threads = [(path.joinpath("comm").read_text().strip(), int(path.name)) for path in tasks]
     return next((one for one in threads if one[0].startswith("hp-worker")), threads[0])
-
-
-def tasks(pid: int) -> Iterator[Path]:
-    return iter(sorted(Path(f"/proc/{pid}/task").iterdir()))
 
 
 @contextmanager
@@ -83,13 +81,14 @@ def counted(path: Path) -> dict[str, float]:
 
 
 def show(lab: Lab, rival: Rival, name: str, scratch: Path) -> None:
-    comm, thread = worker(rival)
+    thread = worker(rival)
+    whose = ("-t", str(thread[1])) if thread else ("-a",)
     data, counts = scratch / "perf.data", scratch / "counts"
     for path in (data, counts):
         path.unlink(missing_ok=True)
     with (
         recorded("record", "-q", "-a", "-e", "cpu-clock", "-F", str(HERTZ), "-o", data),
-        recorded("stat", "-x", ",", "-e", f"{ENTERS},{SWITCHES}", "-t", str(thread), "-o", counts),
+        recorded("stat", "-x", ",", "-e", f"{ENTERS},{SWITCHES}", *whose, "-o", counts),
     ):
         wait_until(data.exists, "perf's file")
         result = LOADS[name](lab, rival)
@@ -97,12 +96,15 @@ def show(lab: Lab, rival: Rival, name: str, scratch: Path) -> None:
     by_comm: Counter[str] = Counter()
     for (who, _), times in samples.items():
         by_comm["idle" if who == "swapper" else who] += times
-    own = Counter({symbol: times for (who, symbol), times in samples.items() if who == comm})
+    own: Counter[str] = Counter()
+    for (who, symbol), times in samples.items():
+        if who == thread[0] if thread else who != "swapper":
+            own[symbol] += times
     total, mine = samples.total(), own.total()
     print(f"\n{name}, {rival.name}: {result}")
     print("  machine: " + ", ".join(f"{who} {100 * times / total:.0f} %" for who, times in by_comm.most_common(6)))
     print("  " + ", ".join(f"{event.partition(':')[2]} {number(value)}" for event, value in events.items()))
-    print(f"  of {comm}:")
+    print(f"  of {thread[0] if thread else 'all'}:")
     for symbol, times in own.most_common(SHOWN):
         print(f"    {100 * times / mine:5.1f} %  {symbol}")
 
@@ -112,9 +114,10 @@ def main(names: list[str]) -> None:
     unknown = set(names) - LOADS.keys()
     assert not unknown, f"no load {unknown}: one of {', '.join(LOADS)}"
     with Lab() as lab, ExitStack() as stack, tempfile.TemporaryDirectory() as scratch:
-        ours, bare = (stack.enter_context(one) for one in (hyperplane(lab, "io_uring"), bare_forwarder(lab)))
+        entered = (hyperplane(lab, "io_uring"), bare_forwarder(lab), kernel_nft(lab))
+        rivals = [stack.enter_context(one) for one in entered]
         for name in names or LOADS:
-            for rival in (ours, bare):
+            for rival in rivals:
                 show(lab, rival, name, Path(scratch))
 
 
