@@ -15,14 +15,15 @@ PYTEST := $(BIN)/python -m pytest
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-quick lint format lock build clean distclean
+.PHONY: help demo test bench bench-quick performance lint format lock build clean distclean
 .PHONY: need-demo need-test need-bench need-lint need-run test-plain test-sanitized test-fuzz test-tsan test-system test-packaging
 .PHONY: lint-python lint-imports lint-c lint-shell sanitized
 
 help:
 	@echo "make demo         see it work, in under a minute (root)"
 	@echo "make test         all tests: unit, packet, sanitizers, fuzzing, system, packaging (root)"
-	@echo "make bench-quick  the main figures in two minutes (root);  make bench: all of them"
+	@echo "make bench-quick  the main figures in two minutes (root);  make bench: all of them, in twenty"
+	@echo "make performance  the newest figures of make bench into docs/performance.md"
 	@echo "make lint         formatters, linters, types, imports, C warnings"
 	@echo "make build        the extension, into hyperplane/;  make format: rewrite the sources in the project's format"
 	@echo "make lock         new versions of all Python packages into requirements*.lock"
@@ -39,6 +40,10 @@ bench: need-bench $(EXTENSION) $(VENV)/all.stamp
 
 bench-quick: need-bench $(EXTENSION) $(VENV)/all.stamp
 	@HYPERPLANE_BENCH=quick $(PYTEST) bench
+
+# RUN: results of a whole run, in bench/results/, other than the newest.
+performance: need-run $(VENV)/all.stamp
+	@$(BIN)/python -m bench.report $(RUN)
 
 lint: need-lint lint-python lint-imports lint-c lint-shell
 	@echo "make lint: clean"

@@ -14,8 +14,10 @@ from typing import Any, Final
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench import goals
 from bench.figures import SECONDS, Bar, Better, Figure, replay, table
 from bench.lab import Lab
+from bench.plot import draw
 from hyperplane.dataplane import io_engines
 
 HERE: Final = Path(__file__).parent
@@ -29,17 +31,17 @@ class Effort:
     """How much is measured: quickly (HYPERPLANE_BENCH=quick) or thoroughly."""
 
     name: str
-    io_engines: tuple[str, ...]
     memory_rounds: int
     rounds: int  # of every load over the network
+    fewer_rounds: int  # where the rivals lie far apart
     tcp_seconds: int
     seconds: float  # of every other load
-    extra: bool  # loads that have no bar as well
+    extra: bool  # all loads and rivals
     environments: int  # attached in all
 
 
-QUICK: Final = Effort("quick", ("auto",), 5, 5, 1, 0.6, False, 1000)
-FULL: Final = Effort("full", ("io_uring", "epoll"), 11, 11, 2, 1.5, True, 3000)
+QUICK: Final = Effort("quick", 5, 3, 3, 1, 0.5, False, 1000)
+FULL: Final = Effort("full", 11, 5, 3, 2, 1.0, True, 3000)
 EFFORT: Final = QUICK if os.environ.get("HYPERPLANE_BENCH") == "quick" else FULL
 
 
@@ -63,8 +65,10 @@ class Recorder:
         bars: tuple[Bar, ...] = (),
         **details: Any,
     ) -> None:
-        """The first figure of a test is also what pytest-benchmark's statistics are about."""
-        figure = Figure(name, unit, better, rival, ours, theirs, bars, details)
+        """The first figure of a test is also what pytest-benchmark's statistics are about. bars: besides its goals."""
+        held_to = goals.bars(name, rival)
+        besides = [bar for bar in bars if all((bar.of, bar.must) != (one.of, one.must) for one in held_to)]
+        figure = Figure(name, unit, better, rival, ours, theirs, (*held_to, *besides), details)
         self._config.stash[FIGURES].append(figure)
         info = self._benchmark.extra_info
         if "figures" not in info:
@@ -97,7 +101,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[FIGURES] = []
     # Results can be compared with `pytest-benchmark --storage bench/results compare`.
     config.option.benchmark_storage = RESULTS.as_uri()
-    config.option.benchmark_save = config.option.benchmark_save or EFFORT.name
+    config.option.benchmark_save = config.option.benchmark_save or _saved_as(config)
     config.option.benchmark_save_data = True
     # Its own table would show our times without the rival's: meaningless on another day.
     config.option.benchmark_quiet = True
@@ -121,6 +125,9 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "revision": _output("git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12"),
         "iperf3": _output("iperf3", "--version").partition("\n")[0],
         "nft": _output("nft", "--version"),
+        "pasta": _output("pasta", "--version").partition("\n")[0],
+        "slirp4netns": _output("slirp4netns", "--version").partition("\n")[0],
+        "tcp": _text("/proc/sys/net/ipv4/tcp_congestion_control"),
         "gcc": _output("gcc", "--version").partition("\n")[0],
         "python": sys.version,
     }
@@ -133,9 +140,38 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.section(f"{EFFORT.name} benchmarks: here / rival, medians of pairs measured in turn")
     for line in table(figures):
         terminalreporter.write_line(line)
-    saved = sorted(RESULTS.glob(f"*/*_{EFFORT.name}.json"), key=lambda path: path.stat().st_mtime)
+    if _whole(config) and EFFORT.extra:
+        terminalreporter.section("what must be reached, and the goals")
+        for line in goals.table(figures):
+            terminalreporter.write_line(line)
+    saved = sorted(RESULTS.glob(f"*/*_{_saved_as(config)}.json"), key=lambda path: path.stat().st_mtime)
     if saved:
-        terminalreporter.write_line(f"saved as {os.path.relpath(saved[-1])}; docs/benchmarks.md says how to read it")
+        drawn = ", drawn beside it as .svg" if draw(figures, saved[-1].with_suffix(".svg")) else ""
+        terminalreporter.write_line(
+            f"saved as {os.path.relpath(saved[-1])}{drawn}; docs/benchmarks.md says how to read it"
+        )
+    terminalreporter.write_line(_elapsed(terminalreporter))
+
+
+def _whole(config: pytest.Config) -> bool:
+    """Whether everything is measured, not only some benchmarks."""
+    return not config.option.keyword and [Path(one).resolve() for one in config.args] == [HERE]
+
+
+def _saved_as(config: pytest.Config) -> str:
+    return EFFORT.name if _whole(config) else f"{EFFORT.name}_part"
+
+
+def _elapsed(terminalreporter: pytest.TerminalReporter) -> str:
+    spent: dict[str, float] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                file = Path(report.location[0]).name
+                spent[file] = spent.get(file, 0) + report.duration
+    each = ", ".join(f"{file} {seconds:.0f} s" for file, seconds in spent.items())
+    minutes, seconds = divmod(round(sum(spent.values())), 60)
+    return f"took {minutes} min {seconds} s: {each}"
 
 
 def _text(path: str) -> str:

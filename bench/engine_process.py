@@ -1,7 +1,9 @@
-"""One ENI and one environment in a process of its own: `python -m bench.engine_process VPC ENVIRONMENT ENI_ADDRESS IO`.
+"""One ENI and its environments in a process of their own:
 
-VPC and ENVIRONMENT are names of namespaces, IO is an I/O engine. Says "ready"; then answers each line on stdin with one
-of JSON, what the engine has counted so far; ends when stdin does, and removes what it made.
+    python -m bench.engine_process VPC ENI_ADDRESS OPTIONS ENVIRONMENT...
+
+VPC and ENVIRONMENT are names of namespaces, OPTIONS those of `Engine` as a JSON object. Says "ready"; then answers each
+line on stdin with one of JSON, what the engine has counted so far; ends when stdin does, and removes what it made.
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ def counted(engine: Engine) -> dict[str, Any]:
     return {"drops": engine.counters().drops, "status": msgspec.to_builtins(engine.status())}
 
 
-async def serve(vpc: str, environment: str, eni_address: str, io: str) -> None:
+async def serve(vpc: str, eni_address: str, options: str, *environments: str) -> None:
     loop = asyncio.get_running_loop()
-    async with Attachments(io=io) as attachments:
+    async with Attachments(**json.loads(options)) as attachments:
         everything = SecurityGroup.parse("everything", ["all"])
         eni = await attachments.open_eni(vpc=vpc, addresses=eni_address, security_groups=[everything])
-        await attachments.attach(eni, namespace=environment)
+        for environment in environments:
+            await attachments.attach(eni, namespace=environment)
         print("ready", flush=True)
         while await loop.run_in_executor(None, sys.stdin.readline):
             print(json.dumps(counted(attachments.engine)), flush=True)

@@ -70,12 +70,15 @@ class Lab:
         assert done.returncode == 0, f"{Path(command[0]).name} in {namespace} ended with {done.returncode}: {said}"
         return json.loads(done.stdout)
 
-    def start(self, namespace: str, *command: str | Path, says: bool = True) -> subprocess.Popen[str]:
-        """Starts a process and waits until its first line says "ready"; or says=False: one whose words nobody reads."""
+    def start(
+        self, namespace: str, *command: str | Path, says: bool = True, output: bool = False
+    ) -> subprocess.Popen[str]:
+        """Starts a process and waits until its first line says "ready"; or says=False: one that does not, whose words
+        nobody reads, or (output) somebody later."""
         self._note(command)
-        output = subprocess.PIPE if says else subprocess.DEVNULL
+        into = subprocess.PIPE if says or output else subprocess.DEVNULL
         process = subprocess.Popen(
-            _inside(namespace, command), stdin=subprocess.PIPE, stdout=output, text=True, bufsize=1
+            _inside(namespace, command), stdin=subprocess.PIPE, stdout=into, text=True, bufsize=1
         )
         self._processes.append(process)
         if says:
@@ -83,13 +86,13 @@ class Lab:
             assert line == "ready", f"{command[0]} said {line!r} instead of being ready"
         return process
 
-    def tool(self, name: str) -> Path:
-        """A program from bench/tools, compiled when it is newer than what was built."""
+    def tool(self, name: str, *libraries: str) -> Path:
+        """A program from bench/tools, compiled when it is newer than what was built; libraries as for the linker."""
         source, program = HERE / "tools" / f"{name}.c", BUILD / name
         if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
             BUILD.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=BUILD) as scratch:
-                shell("gcc", *CFLAGS, "-o", f"{scratch}/{name}", str(source))
+                shell("gcc", *CFLAGS, "-o", f"{scratch}/{name}", str(source), *libraries)
                 os.replace(f"{scratch}/{name}", program)
         return program
 

@@ -77,7 +77,9 @@ needs() { # set
     bench)
       needs demo
       need iperf3 has iperf3
+      need passt has pasta
       need procps has ps
+      need slirp4netns has slirp4netns
       ;;
     *) fail "unknown set \"$1\": one of run, demo, test, lint, bench" ;;
   esac

@@ -1,13 +1,14 @@
 /* udp_rate.c: UDP datagrams per second.
  *
  *   udp_rate sink ADDRESS PORT SECONDS SIZE               prints "ready", then one line of JSON
- *   udp_rate source ADDRESS PORT SECONDS SIZE SEGMENTS    prints one line of JSON
+ *   udp_rate source ADDRESS PORT SECONDS SIZE SEGMENTS FLOWS      prints one line of JSON
  *
  * The source sends as fast as the kernel takes datagrams of SIZE payload bytes, 64 messages a call (sendmmsg); with
- * SEGMENTS above 1 a message is a train of that many, cut by the kernel or by whoever receives it (UDP_SEGMENT). The
- * sink takes them in trains too (UDP_GRO), so that it is not what is measured, and looks at every one: each carries its
- * number and a word computed from it. The rate is over the time from the first to the last datagram. The sink ends when
- * nothing has come for a while, after SECONDS at the latest.
+ * SEGMENTS above 1 a message is a train of that many, cut by the kernel or by whoever receives it (UDP_SEGMENT). With
+ * FLOWS above 1 it has as many sockets, and each in turn sends one message, so that neighbours are never of one flow.
+ * The sink takes them in trains too (UDP_GRO), so that it is not what is measured, and looks at every one: each carries
+ * its flow, its number in it and a word computed from both. The rate is over the time from the first to the last
+ * datagram. The sink ends when nothing has come for a while, after SECONDS at the latest.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -29,7 +30,7 @@
 #define UDP_GRO 104
 #endif
 
-enum { MESSAGES = 64, TRAIN = 65535, SOCKET_BUFFER = 1 << 24, QUIET_MS = 300, LEAST_SIZE = 16 };
+enum { MESSAGES = 64, TRAIN = 65535, SOCKET_BUFFER = 1 << 24, QUIET_MS = 300, LEAST_SIZE = 16, MOST_FLOWS = 256 };
 
 static uint8_t buffers[MESSAGES][TRAIN + 1];
 static struct mmsghdr messages[MESSAGES];
@@ -72,7 +73,7 @@ static int open_socket(const char *address, const char *port, struct sockaddr_in
 /* ---- sink ---- */
 
 typedef struct tally {
-  uint64_t received, wrong, late, next;
+  uint64_t received, wrong, late, next[MOST_FLOWS];
   double first, last;
 } tally;
 
@@ -86,8 +87,9 @@ static void look_at(tally *seen, const uint8_t *data, size_t length, size_t size
   memcpy(&number, data, 8);
   memcpy(&word, data + 8, 8);
   seen->wrong += word != word_for(number);
-  seen->late += number < seen->next;
-  seen->next = number + 1;
+  uint64_t *next = &seen->next[number % MOST_FLOWS];
+  seen->late += number < *next;
+  *next = number + 1;
 }
 
 /* The size of the datagrams in a message, all but the last of which have it. */
@@ -147,56 +149,84 @@ static void sink(const char *address, const char *port, double seconds, size_t s
 
 /* ---- source ---- */
 
-static void number_datagrams(uint64_t first, size_t size, size_t segments) {
-  for (size_t i = 0; i < MESSAGES * segments; i++) {
-    uint8_t *data = buffers[i / segments] + i % segments * size;
-    uint64_t number = first + i, word = word_for(number);
+/* What a source sends, and how far it has come. */
+typedef struct course {
+  size_t size, segments, flows;
+  int sockets[MOST_FLOWS];
+  uint64_t sent, busy, rounds; /* rounds: messages of each flow, or batches when there is one */
+} course;
+
+static void write_message(const course *c, int message, uint64_t first, size_t flow) {
+  for (size_t i = 0; i < c->segments; i++) {
+    uint8_t *data = buffers[message] + i * c->size;
+    uint64_t number = (first + i) * MOST_FLOWS + flow, word = word_for(number);
     memcpy(data, &number, 8);
     memcpy(data + 8, &word, 8);
   }
 }
 
-static void source(const char *address, const char *port, double seconds, size_t size, size_t segments) {
-  struct sockaddr_in name;
-  int socket_fd = open_socket(address, port, &name);
-  if (segments > 1)
-    set(socket_fd, IPPROTO_UDP, UDP_SEGMENT, (int)size, "UDP_SEGMENT");
-  if (connect(socket_fd, (struct sockaddr *)&name, sizeof name))
-    fail("connect");
+static void transmit(course *c, int socket_fd, unsigned messages_now) {
+  int count = sendmmsg(socket_fd, messages, messages_now, 0);
+  if (count > 0)
+    c->sent += (uint64_t)count * c->segments;
+  else if (errno == ENOBUFS || errno == EAGAIN || errno == EINTR)
+    c->busy++;
+  else
+    fail("sendmmsg");
+}
+
+/* One flow: 64 messages a call. Several: one message of each. */
+static void transmit_round(course *c) {
+  if (c->flows == 1) {
+    for (int i = 0; i < MESSAGES; i++)
+      write_message(c, i, (c->rounds * MESSAGES + (uint64_t)i) * c->segments, 0);
+    transmit(c, c->sockets[0], MESSAGES);
+  } else {
+    for (size_t flow = 0; flow < c->flows; flow++) {
+      write_message(c, 0, c->rounds * c->segments, flow);
+      transmit(c, c->sockets[flow], 1);
+    }
+  }
+  c->rounds++;
+}
+
+static void source(const char *address, const char *port, double seconds, course *c) {
+  for (size_t flow = 0; flow < c->flows; flow++) {
+    struct sockaddr_in name;
+    c->sockets[flow] = open_socket(address, port, &name);
+    if (c->segments > 1)
+      set(c->sockets[flow], IPPROTO_UDP, UDP_SEGMENT, (int)c->size, "UDP_SEGMENT");
+    if (connect(c->sockets[flow], (struct sockaddr *)&name, sizeof name))
+      fail("connect");
+  }
   for (int i = 0; i < MESSAGES; i++) {
-    vectors[i] = (struct iovec){buffers[i], size * segments};
+    vectors[i] = (struct iovec){buffers[i], c->size * c->segments};
     messages[i].msg_hdr = (struct msghdr){.msg_iov = &vectors[i], .msg_iovlen = 1};
   }
-  uint64_t sent = 0, busy = 0;
   double start = now();
-  while (now() - start < seconds) {
-    number_datagrams(sent, size, segments);
-    int count = sendmmsg(socket_fd, messages, MESSAGES, 0);
-    if (count > 0)
-      sent += (uint64_t)count * segments;
-    else if (errno == ENOBUFS || errno == EAGAIN || errno == EINTR)
-      busy++;
-    else
-      fail("sendmmsg");
-  }
-  printf("{\"sent\": %llu, \"busy\": %llu, \"seconds\": %.6f}\n", (unsigned long long)sent, (unsigned long long)busy,
-         now() - start);
-  close(socket_fd);
+  while (now() - start < seconds)
+    transmit_round(c);
+  printf("{\"sent\": %llu, \"busy\": %llu, \"seconds\": %.6f}\n", (unsigned long long)c->sent,
+         (unsigned long long)c->busy, now() - start);
 }
 
 int main(int count, char **words) {
+  static course c;
   double seconds = count > 5 ? strtod(words[4], NULL) : 0;
-  size_t size = count > 5 ? strtoul(words[5], NULL, 10) : 0, segments = count > 6 ? strtoul(words[6], NULL, 10) : 1;
-  if (size < LEAST_SIZE || segments < 1 || segments > TRAIN / size || seconds <= 0) {
+  c.size = count > 5 ? strtoul(words[5], NULL, 10) : 0;
+  c.segments = count > 6 ? strtoul(words[6], NULL, 10) : 1;
+  c.flows = count > 7 ? strtoul(words[7], NULL, 10) : 1;
+  if (c.size < LEAST_SIZE || c.segments < 1 || c.segments > TRAIN / c.size || seconds <= 0 || c.flows < 1 ||
+      c.flows > MOST_FLOWS) {
     fprintf(stderr,
-            "usage: udp_rate sink ADDRESS PORT SECONDS SIZE | source ADDRESS PORT SECONDS SIZE SEGMENTS\n"
-            "SIZE is at least %d, SIZE * SEGMENTS at most %d\n",
-            LEAST_SIZE, TRAIN);
+            "usage: udp_rate sink ADDRESS PORT SECONDS SIZE | source ADDRESS PORT SECONDS SIZE SEGMENTS FLOWS\n"
+            "SIZE is at least %d, SIZE * SEGMENTS at most %d, FLOWS at most %d\n",
+            LEAST_SIZE, TRAIN, MOST_FLOWS);
     return 2;
   }
   if (strcmp(words[1], "sink") == 0)
-    sink(words[2], words[3], seconds, size);
+    sink(words[2], words[3], seconds, c.size);
   else
-    source(words[2], words[3], seconds, size, segments);
+    source(words[2], words[3], seconds, &c);
   return 0;
 }
