@@ -196,6 +196,13 @@ static hp_reason create(hp_worker *worker, const hp_packet *packet, const hp_ite
   return open_flow(worker, packet, item, *number, &outside, mapping);
 }
 
+uint32_t hp_flow_open(hp_worker *worker, const hp_packet *packet, const hp_item *item, const hp_key *outside) {
+  uint32_t number = hp_flow_take(&worker->flows);
+  if (number == HP_NONE || open_flow(worker, packet, item, number, outside, HP_NONE) != HP_REASON_NONE)
+    return HP_NONE;
+  return number;
+}
+
 uint32_t hp_reopen(hp_worker *worker, hp_packet *packet, const hp_item *item, uint32_t number) {
   hp_reason reason = admission(worker, packet, item);
   if (reason == HP_REASON_NONE) {

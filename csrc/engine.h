@@ -48,6 +48,11 @@ typedef struct hp_link {
 } __attribute__((aligned(64))) hp_link;
 _Static_assert(offsetof(hp_link, max_flows) == 56, "a packet touches one line of a link");
 
+/* Whether packets pass as if nothing but a link was there: neither removed nor drained. */
+static inline bool hp_link_open(const hp_link *link) {
+  return link->kind != HP_LINK_FREE && !(link->draining | link->drain);
+}
+
 /* Pointers and descriptors of a link, which a region cannot hold. */
 typedef struct hp_link_local {
   hp_rule *rules; /* ENI */
@@ -87,13 +92,18 @@ typedef struct hp_command {
 enum { HP_COMMANDS = 64 };
 
 /* What the stages of a batch know of one packet: one cache line. */
+enum { HP_LOOKUP_NONE = 0, HP_LOOKUP_PARSED = 1, HP_LOOKUP_STEADY = 2 /* of headers only the total */ };
 typedef struct hp_item {
   hp_headers headers;
-  uint16_t candidates; /* slots of the home bucket whose tag fits */
   uint8_t side;
-  uint8_t lookup; /* the key and hash are set */
+  uint8_t lookup; /* HP_LOOKUP_*; if not NONE, what follows is set */
+  uint16_t port;  /* that admission shall try first, or 0 */
   hp_key key;
   uint64_t hash;
+  union {
+    const hp_bucket *home; /* until stage 2: of the hash */
+    hp_half *near;         /* from then on: of the flow that it may be, or NULL */
+  };
 } __attribute__((aligned(64))) hp_item;
 _Static_assert(sizeof(hp_item) == 64, "an item is a cache line");
 

@@ -282,9 +282,18 @@ const char *hp_io_name(int io);
 /* "" or why that I/O engine cannot run here. */
 const char *hp_io_probe(int io);
 
-/* For benchmarks: ns per packet of lookup and rewrite alone, in a bare table of the flow table's shape, and
- * of hp_translate()'s own code, over the same `packets` random packets of both directions among `flows` UDP
- * flows of 1,024 tunnels (fewer when flows are). Packets are written anew for each batch; that time is
- * taken off. A negative number and *error when it cannot be done. */
-double hp_bench_table(uint32_t flows, uint32_t packets, int huge_pages, hp_error *error);
-double hp_bench_translate(uint32_t flows, uint32_t packets, int huge_pages, hp_error *error);
+/* ---- For benchmarks: the packet path alone, in an engine of its own ---- */
+
+enum { HP_BENCH_UDP = 0, HP_BENCH_TCP = 1 }; /* 64-byte datagrams; data segments of 64 to 1400 bytes and ACKs */
+
+/* `flows` flows of 1,024 tunnels (fewer when flows are), in an engine and in a bare table of the flow table's shape. */
+typedef struct hp_bench hp_bench;
+hp_bench *hp_bench_new(uint32_t flows, uint32_t traffic, int huge_pages, hp_error *error);
+void hp_bench_free(hp_bench *bench);
+/* ns per packet of what hp_translate() does, and of the bare table's lookup and rewrite, over the same `packets` random
+ * packets of both directions. Packets are written anew for each batch; that time is taken off. A negative number and
+ * *error when it cannot be done. */
+double hp_bench_translate(hp_bench *bench, uint32_t packets, hp_error *error);
+double hp_bench_table(hp_bench *bench, uint32_t packets, hp_error *error);
+/* The engine's regions. */
+void hp_bench_memory(hp_bench *bench, hp_memory *memory);

@@ -24,6 +24,9 @@ void hp_nat_hop(uint8_t *ip, uint16_t delta);
 /* ---- admit.c ---- */
 /* The new flow of a packet from inside, or HP_NONE: then it is dropped and the sender told. */
 uint32_t hp_admit(hp_worker *worker, hp_packet *packet, const hp_item *item);
+/* A flow for a packet from inside with an outside key that is given, and nobody else's; HP_NONE when the table is
+ * full. */
+uint32_t hp_flow_open(hp_worker *worker, const hp_packet *packet, const hp_item *item, const hp_key *outside);
 /* A SYN over a flow that is closing or reset: ends that and makes a new one with the same ports (RFC 6191),
  * or HP_NONE: then it is dropped and the sender told. */
 uint32_t hp_reopen(hp_worker *worker, hp_packet *packet, const hp_item *item, uint32_t number);
