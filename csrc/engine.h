@@ -118,8 +118,12 @@ typedef struct hp_worker {
   uint32_t cursor;
   uint64_t pass; /* complete rounds */
   uint64_t swept_at;
-  uint32_t resets; /* flows that this turn of the loop has reset */
-  uint32_t owed;   /* numbers that the last turn did not come to, because of them */
+  uint32_t stale;          /* flows below this number are over: the clock has jumped */
+  uint32_t drained_for[2]; /* engine's draining and resetting when .drained was made */
+  bool drains;             /* .drained is not empty */
+  uint64_t drained[1024];  /* by hp_flow_owner(): tunnels whose flows the sweep looks for */
+  uint32_t resets;         /* flows that this turn of the loop has reset */
+  uint32_t owed;           /* numbers that the last turn did not come to, because of them */
   /* the drop ring */
   hp_drop *drops;
   uint64_t drop_mask;

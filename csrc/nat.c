@@ -93,12 +93,16 @@ __attribute__((noinline)) static void classify(hp_worker *worker, hp_packet *pac
 /* ---- stage 2 ---- */
 
 /* Every flow whose tag fits is fetched: one packet's in twenty would else come second and be waited for. */
-static inline void probe(const hp_flow_table *flows, hp_item *item) {
+static inline void probe(hp_worker *worker, const hp_packet *packet, hp_item *item) {
+  const hp_flow_table *flows = &worker->flows;
   const hp_bucket *home = item->home;
   uint32_t bits = hp_bucket_match(home, hp_index_tag(item->hash));
   item->near = NULL;
-  if (!bits)
+  if (!bits) {
+    if (item->side == HP_INSIDE)
+      hp_admit_expect(worker, packet, item);
     return;
+  }
   item->near = &flows->flows[(home->slot[__builtin_ctz(bits)] & HP_NUMBER_MASK) - 1].half[item->side];
   __builtin_prefetch(item->near, 1);
   while (bits &= bits - 1)
@@ -198,7 +202,7 @@ static uint32_t track(hp_worker *worker, hp_packet *packet, const hp_item *item,
   case HP_TCP_CHANGED:
     break;
   }
-  worker->flows.cold[number].deadline = (uint32_t)worker->now + hp_flow_timeout(worker->engine->links, flow);
+  hp_flow_due(&worker->flows, number, (uint32_t)worker->now + hp_flow_timeout(worker->engine->links, flow));
   return number;
 }
 
@@ -292,10 +296,10 @@ __attribute__((noinline)) static void classify_all(hp_worker *worker, hp_packet 
       classify(worker, &packets[i], &worker->items[i]);
 }
 
-__attribute__((noinline)) static void probe_all(hp_worker *worker, uint32_t count) {
+__attribute__((noinline)) static void probe_all(hp_worker *worker, const hp_packet *packets, uint32_t count) {
   for (uint32_t i = 0; i < count; i++)
     if (worker->items[i].lookup)
-      probe(&worker->flows, &worker->items[i]);
+      probe(worker, &packets[i], &worker->items[i]);
 }
 
 __attribute__((noinline)) static void translate_all(hp_worker *worker, hp_packet *packets, uint32_t count) {
@@ -310,6 +314,6 @@ __attribute__((noinline)) static void translate_all(hp_worker *worker, hp_packet
 
 void hp_nat_batch(hp_worker *worker, hp_packet *packets, uint32_t count) {
   classify_all(worker, packets, count);
-  probe_all(worker, count);
+  probe_all(worker, packets, count);
   translate_all(worker, packets, count);
 }

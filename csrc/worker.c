@@ -12,7 +12,7 @@
 
 #include "nat.h"
 
-enum { WAIT_WITH_FLOWS = 100, WAIT_DRAINING = 10, WAIT_IDLE = 1000, SWEEP_PERIOD = 1000, DRAIN_PERIOD = 100 };
+enum { WAIT_WITH_FLOWS = 100, WAIT_DRAINING = 10, WAIT_IDLE = 1000 };
 
 static void output_failed(void *context, uint32_t link, hp_reason reason) {
   hp_worker *worker = context;
@@ -42,20 +42,6 @@ static int wait_for(const hp_engine *engine) {
   return engine->worker.flows.control->live ? WAIT_WITH_FLOWS : WAIT_IDLE;
 }
 
-/* As many numbers as the time since the last turn is worth, so that a pass takes SWEEP_PERIOD, and those that the
- * last turn left. */
-static void sweep(hp_worker *worker) {
-  const hp_engine *engine = worker->engine;
-  uint64_t elapsed = worker->now - worker->swept_at;
-  worker->resets = 0;
-  if (elapsed == 0 && !worker->owed)
-    return;
-  worker->swept_at = worker->now;
-  uint64_t period = engine->draining || engine->resetting ? DRAIN_PERIOD : SWEEP_PERIOD;
-  uint64_t budget = worker->flows.control->used * elapsed / period + 1 + worker->owed;
-  hp_expire(worker, (uint32_t)(budget < UINT32_MAX ? budget : UINT32_MAX));
-}
-
 static void send_batch(hp_worker *worker, const hp_packet *packets, uint32_t count) {
   const hp_io_ops *ops = worker->io_ops;
   for (uint32_t i = 0; i < count; i++) {
@@ -79,7 +65,7 @@ static void turn(hp_worker *worker) {
     send_batch(worker, packets, count);
     worker->io_ops->flush(worker->io);
   }
-  sweep(worker);
+  hp_expire_turn(worker);
 }
 
 static int open_io(hp_engine *engine) {
