@@ -40,10 +40,32 @@ static hp_reason admission(const hp_worker *worker, const hp_packet *packet, con
   return HP_REASON_NONE;
 }
 
-static bool endpoint_independent(const hp_link *eni, const hp_headers *h) {
-  if (h->protocol == HP_ICMP)
+static bool endpoint_independent(const hp_link *eni, const hp_key *inside) {
+  uint8_t protocol = (uint8_t)inside->link;
+  if (protocol == HP_ICMP)
     return true;
-  return h->protocol == HP_UDP && h->destination_port != HP_DNS_PORT && eni->udp_mapping == HP_UDP_ENDPOINT_INDEPENDENT;
+  return protocol == HP_UDP && (uint16_t)inside->ports != HP_DNS_PORT &&
+         eni->udp_mapping == HP_UDP_ENDPOINT_INDEPENDENT;
+}
+
+/* The outside key but for its own end. */
+static hp_key outside_of(uint32_t eni, const hp_key *inside) {
+  return (hp_key){
+      .link = eni << 8 | (uint8_t)inside->link, .source = inside->destination, .ports = inside->ports << 16};
+}
+
+void hp_admit_expect(hp_worker *worker, const hp_packet *packet, hp_item *item) {
+  const hp_link *links = worker->engine->links;
+  const hp_link *tunnel = &links[packet->link], *eni = &links[tunnel->eni];
+  item->port = 0;
+  if (endpoint_independent(eni, &item->key)) {
+    hp_mapping_fetch(&worker->mappings, item->key.link, item->key.source, (uint16_t)(item->key.ports >> 16));
+    return;
+  }
+  uint32_t address = eni->addresses[tunnel->pool];
+  hp_key outside = outside_of(tunnel->eni, &item->key);
+  outside.destination = worker->ports.addresses[address].address;
+  item->port = hp_port_guess(&worker->ports, address, &worker->flows, &outside);
 }
 
 static int kind_of(const hp_headers *h) { return h->protocol == HP_ICMP ? HP_PORTS_ICMP : HP_PORTS_UDP; }
@@ -113,7 +135,9 @@ static bool use_shared_port(hp_worker *worker, const hp_link *tunnel, const hp_l
   for (uint32_t i = 0; i < (tcp ? eni->address_count : 1); i++) {
     uint32_t address = eni->addresses[(tunnel->pool + i) % eni->address_count];
     key->destination = worker->ports.addresses[address].address;
-    if (hp_port_choose(&worker->ports, address, &worker->flows, key))
+    /* hp_admit_expect() was asked about packets for which nothing was near, and guessed for the first address. */
+    uint16_t guess = i == 0 && !item->near ? item->port : 0;
+    if (hp_port_choose(&worker->ports, address, &worker->flows, key, guess))
       return true;
   }
   if (!tcp)
@@ -181,15 +205,14 @@ static hp_reason open_flow(hp_worker *worker, const hp_packet *packet, const hp_
 static hp_reason create(hp_worker *worker, const hp_packet *packet, const hp_item *item, uint32_t *number) {
   const hp_link *links = worker->engine->links;
   const hp_link *tunnel = &links[packet->link], *eni = &links[tunnel->eni];
-  const hp_headers *h = &item->headers;
   if (tunnel->max_flows && hp_stats(worker, packet->link)->flows >= tunnel->max_flows)
     return HP_FLOW_QUOTA;
   *number = hp_flow_take(&worker->flows);
   if (*number == HP_NONE)
     return HP_FLOW_TABLE_FULL;
-  hp_key outside = {.link = tunnel->eni << 8 | h->protocol, .source = h->destination, .ports = item->key.ports << 16};
+  hp_key outside = outside_of(tunnel->eni, &item->key);
   uint32_t mapping = HP_NONE;
-  if (!endpoint_independent(eni, h) || !use_mapping(worker, tunnel, eni, item, &outside, &mapping)) {
+  if (!endpoint_independent(eni, &item->key) || !use_mapping(worker, tunnel, eni, item, &outside, &mapping)) {
     mapping = HP_NONE;
     if (!use_shared_port(worker, tunnel, eni, item, &outside)) {
       hp_flow_discard(&worker->flows, *number);
@@ -197,6 +220,13 @@ static hp_reason create(hp_worker *worker, const hp_packet *packet, const hp_ite
     }
   }
   return open_flow(worker, packet, item, *number, &outside, mapping);
+}
+
+uint32_t hp_flow_open(hp_worker *worker, const hp_packet *packet, const hp_item *item, const hp_key *outside) {
+  uint32_t number = hp_flow_take(&worker->flows);
+  if (number == HP_NONE || open_flow(worker, packet, item, number, outside, HP_NONE) != HP_REASON_NONE)
+    return HP_NONE;
+  return number;
 }
 
 uint32_t hp_reopen(hp_worker *worker, hp_packet *packet, const hp_item *item, uint32_t number) {

@@ -55,7 +55,9 @@ static int check_config(const hp_config *c, hp_error *error) {
 }
 
 static void fill_defaults(hp_config *c) {
-  c->max_mappings = c->max_mappings ? c->max_mappings : c->max_flows;
+  uint64_t most = 2ull * HP_PORT_COUNT * c->max_addresses; /* each mapping has a port, of UDP or ICMP, to itself */
+  uint32_t mappings = most < c->max_flows ? (uint32_t)most : c->max_flows;
+  c->max_mappings = c->max_mappings ? c->max_mappings : mappings;
   c->refusal_rate = c->refusal_rate ? c->refusal_rate : 100;
   c->port_quarantine = c->port_quarantine ? c->port_quarantine : 30000;
   c->buffers = c->buffers ? c->buffers : 256;
@@ -191,6 +193,12 @@ static void measure(hp_engine *engine) {
     memory.huge_bytes += regions[i]->huge;
     if (i < HP_WORKER_REGIONS * engine->config.workers && i % HP_WORKER_REGIONS < HP_FLOW_REGIONS)
       flows += regions[i]->bytes;
+  }
+  for (uint32_t i = 0; i < engine->config.workers; i++) {
+    const hp_flow_sweep *sweep = &engine->workers[i].flows.sweep;
+    flows += sweep->soonest_region.bytes + sweep->owner_region.bytes;
+    memory.bytes += sweep->soonest_region.bytes + sweep->owner_region.bytes;
+    memory.huge_bytes += sweep->soonest_region.huge + sweep->owner_region.huge;
   }
   memory.bytes_per_flow = (uint32_t)(flows / engine->config.max_flows);
   engine->shared->memory = memory;

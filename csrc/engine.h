@@ -113,13 +113,18 @@ typedef struct hp_command {
 } hp_command;
 
 /* What the stages of a batch know of one packet: one cache line. */
+enum { HP_LOOKUP_NONE = 0, HP_LOOKUP_PARSED = 1, HP_LOOKUP_STEADY = 2 /* of headers only the total */ };
 typedef struct hp_item {
   hp_headers headers;
-  uint16_t candidates; /* slots of the home bucket whose tag fits */
   uint8_t side;
-  uint8_t lookup; /* the key and hash are set */
+  uint8_t lookup; /* HP_LOOKUP_*; if not NONE, what follows is set */
+  uint16_t port;  /* that admission shall try first, or 0 */
   hp_key key;
   uint64_t hash;
+  union {
+    const hp_bucket *home; /* until stage 2: of the hash */
+    hp_half *near;         /* from then on: of the flow that it may be, or NULL */
+  };
 } __attribute__((aligned(64))) hp_item;
 _Static_assert(sizeof(hp_item) == 64, "an item is a cache line");
 
@@ -152,6 +157,10 @@ typedef struct hp_worker {
   bool taking; /* packets that others have handed over */
   hp_leaving *leaving;
   hp_region stats_region;
+  uint32_t stale;          /* flows below this number are over: the clock has jumped */
+  uint32_t drained_for[2]; /* .leaving_count and .resetting when .drained was made */
+  bool drains;             /* .drained is not empty */
+  uint64_t drained[1024];  /* by hp_flow_owner(): tunnels whose flows the sweep looks for */
   /* the loop */
   pthread_t thread;
   int wake;
@@ -197,6 +206,10 @@ static inline hp_link_stats *hp_stats(const hp_worker *worker, uint32_t link) { 
 static inline bool hp_link_draining(const hp_link *link) { return __atomic_load_n(&link->draining, __ATOMIC_RELAXED); }
 static inline uint8_t hp_link_drain_mode(const hp_link *link) {
   return __atomic_load_n(&link->drain, __ATOMIC_RELAXED);
+}
+/* Whether packets pass as if nothing but a link was there: neither removed nor drained. */
+static inline bool hp_link_open(const hp_link *link) {
+  return link->kind != HP_LINK_FREE && !(hp_link_draining(link) | hp_link_drain_mode(link));
 }
 
 /* engine.c */

@@ -1,16 +1,31 @@
 /* expire.c: what ends a flow: its idle timer, or the end of a link that it uses.
  *
- * A sweep goes round the flow numbers, a little in every turn of the loop, once a second or so in all. It
- * reads one 32-bit deadline per flow, in a row; a flow is looked at only when that has passed. Traffic does
- * not move the deadline: the sweep finds the flow refreshed then and sets the next one.
+ * A sweep goes round the flow numbers, a little in every turn of the loop, once a second or so in all. It reads one
+ * word for every 16 flows: the earliest that a deadline among them can be. Only when that has passed it reads the
+ * deadlines, and looks at a flow only when its own has passed. Traffic does not move the deadline: the sweep finds the
+ * flow refreshed then and sets the next one. So a flow costs a look for each of its timeouts, and hardly anything
+ * between.
+ *
+ * The flows of a tunnel that is removed or reset are looked for by their owner, two bytes for each flow in a row.
+ *
+ * Looking at flows is what takes time, so there is a limit to it for each turn of the loop; the rest is owed to the
+ * next one, which comes at once.
  */
-#include "nat.h"
+#include <string.h>
 
+#include "nat.h"
 #include "reset.h"
 #include "slices.h"
 #include "tcp.h"
 
-enum { LONGEST_TIMER = INT32_MAX / 2 /* ms; engine.c accepts no longer one */ };
+enum {
+  LONGEST_TIMER = INT32_MAX / 2, /* ms; engine.c accepts no longer one */
+  SWEEP_PERIOD = 1000,           /* ms that a pass takes */
+  DRAIN_PERIOD = 100,            /* while flows are looked for */
+  DRAIN_MOST = 20000,            /* numbers a ms then: a pass over more than two million flows takes longer */
+  TOGETHER = 64,                 /* flows fetched, then looked at */
+  MOST_LOOKS = 4 * TOGETHER      /* in a turn of the loop */
+};
 
 HP_LOOKS_ON static uint32_t timer(const uint32_t *timer) { return __atomic_load_n(timer, __ATOMIC_RELAXED); }
 
@@ -74,8 +89,8 @@ static void keep_in_reach(hp_half *half, uint64_t now) {
 static bool is_over(hp_worker *worker, uint32_t number) {
   const hp_link *links = worker->engine->links;
   hp_flow *flow = &worker->flows.flows[number];
-  if (!hp_flow_live(flow))
-    return false;
+  if (number < worker->stale)
+    return true;
   const hp_link *tunnel = &links[flow->half[HP_OUTSIDE].out_link], *eni = &links[flow->half[HP_INSIDE].out_link];
   if (tunnel->drain == HP_DRAIN_RESET)
     return hp_reset_flow(worker, number) || hp_link_draining(tunnel) || hp_link_draining(eni);
@@ -84,29 +99,133 @@ static bool is_over(hp_worker *worker, uint32_t number) {
   keep_in_reach(&flow->half[HP_INSIDE], worker->now);
   keep_in_reach(&flow->half[HP_OUTSIDE], worker->now);
   uint32_t deadline = hp_flow_refreshed(flow, worker->now) + hp_flow_timeout(links, flow);
-  worker->flows.cold[number].deadline = deadline;
+  hp_flow_due(&worker->flows, number, deadline);
   return (int32_t)((uint32_t)worker->now - deadline) >= 0;
 }
 
-uint32_t hp_expire(hp_worker *worker, uint32_t budget) {
-  uint32_t used = worker->flows.control->used, ended = 0;
-  bool all = worker->leaving_count || worker->resetting;
-  for (; budget && worker->cursor < used && !hp_resets_used_up(worker); budget--) {
-    uint32_t number = worker->cursor++;
-    bool due = (int32_t)((uint32_t)worker->now - worker->flows.cold[number].deadline) >= 0;
-    if ((due || all) && is_over(worker, number)) {
-      hp_flow_end(worker, number);
-      ended++;
+/* ---- the sweep ---- */
+
+static bool has_passed(const hp_worker *worker, uint32_t time) { return (int32_t)((uint32_t)worker->now - time) >= 0; }
+
+/* Once for each pass, and when there seem to be others: whoever is missed is found in the next pass, before whose end
+ * no number of a link is given out again. */
+static void note_drained(hp_worker *worker) {
+  const hp_engine *engine = worker->engine;
+  const uint32_t now_for[2] = {worker->leaving_count, worker->resetting};
+  if (worker->cursor && memcmp(now_for, worker->drained_for, sizeof now_for) == 0)
+    return;
+  memcpy(worker->drained_for, now_for, sizeof now_for);
+  if (worker->drains)
+    memset(worker->drained, 0, sizeof worker->drained);
+  worker->drains = false;
+  if (!worker->leaving_count && !worker->resetting)
+    return;
+  const uint32_t used = __atomic_load_n(&engine->shared->links_used, __ATOMIC_ACQUIRE);
+  for (uint32_t number = 1; number < used; number++) {
+    const hp_link *link = &engine->links[number];
+    if (hp_stats(worker, number)->flows == 0 || link->kind != HP_LINK_TUNNEL ||
+        !(hp_link_draining(link) || hp_link_drain_mode(link) == HP_DRAIN_RESET))
+      continue;
+    uint16_t owner = hp_flow_owner(number);
+    worker->drained[owner / 64] |= 1ull << owner % 64;
+    worker->drains = true;
+  }
+}
+
+static bool is_sought(const hp_worker *worker, uint32_t number, uint16_t owner) {
+  return (worker->drains && worker->drained[owner / 64] >> owner % 64 & 1) || number < worker->stale;
+}
+
+/* Notes the flows to look at among numbers of one chunk, and has them fetched. For the whole chunk `soonest` is made
+ * exact, the noted ones left out: whoever looks at them sets it. */
+static uint32_t gather(hp_worker *worker, uint32_t from, uint32_t to, uint32_t *noted) {
+  hp_flow_table *flows = &worker->flows;
+  uint32_t count = 0, soonest = (uint32_t)worker->now + LONGEST_TIMER;
+  for (uint32_t number = from; number < to; number++) {
+    uint32_t deadline = flows->cold[number].deadline;
+    uint16_t owner = flows->sweep.owners[number];
+    if (owner == 0)
+      continue;
+    if (has_passed(worker, deadline) || is_sought(worker, number, owner)) {
+      __builtin_prefetch(&flows->flows[number].half[HP_INSIDE], 1);
+      __builtin_prefetch(&flows->flows[number].half[HP_OUTSIDE], 1);
+      noted[count++] = number;
+    } else if ((int32_t)(deadline - soonest) < 0) {
+      soonest = deadline;
     }
   }
-  worker->owed = worker->cursor < used ? budget : 0;
-  if (worker->cursor >= used) {
+  if (from % HP_CHUNK == 0 && (to % HP_CHUNK == 0 || to == flows->control->used))
+    flows->sweep.soonest[from / HP_CHUNK] = soonest;
+  return count;
+}
+
+/* Goes on from the cursor until TOGETHER flows may have been noted; returns how many have. */
+static uint32_t gather_some(hp_worker *worker, uint32_t *budget, uint32_t *noted) {
+  const uint32_t used = worker->flows.control->used;
+  uint32_t count = 0;
+  while (*budget && worker->cursor < used && count <= TOGETHER - HP_CHUNK) {
+    uint32_t from = worker->cursor, left = used - from, to = from + HP_CHUNK - from % HP_CHUNK;
+    left = *budget < left ? *budget : left;
+    to = to - from > left ? from + left : to;
+    if (has_passed(worker, worker->flows.sweep.soonest[from / HP_CHUNK]) || worker->drains || from < worker->stale)
+      count += gather(worker, from, to, noted + count);
+    worker->cursor = to;
+    *budget -= to - from;
+  }
+  return count;
+}
+
+/* Returns how many flows have ended. When this turn may send no more RSTs the cursor goes back to where that was. */
+static uint32_t look_at(hp_worker *worker, const uint32_t *noted, uint32_t count, uint32_t *budget) {
+  uint32_t ended = 0, i = 0;
+  for (; i < count && !hp_resets_used_up(worker); i++)
+    if (is_over(worker, noted[i])) {
+      hp_flow_end(worker, noted[i]);
+      ended++;
+    } else { /* whose deadline has perhaps been left as it was */
+      hp_flow_due(&worker->flows, noted[i], worker->flows.cold[noted[i]].deadline);
+    }
+  if (i < count) {
+    *budget += worker->cursor - noted[i];
+    worker->cursor = noted[i];
+  }
+  for (; i < count; i++)
+    hp_flow_due(&worker->flows, noted[i], worker->flows.cold[noted[i]].deadline);
+  return ended;
+}
+
+uint32_t hp_expire(hp_worker *worker, uint32_t budget) {
+  uint32_t noted[TOGETHER], ended = 0, looks = 0;
+  note_drained(worker);
+  while (budget && worker->cursor < worker->flows.control->used && !hp_resets_used_up(worker) &&
+         (looks < MOST_LOOKS || !worker->io)) {
+    uint32_t count = gather_some(worker, &budget, noted);
+    ended += look_at(worker, noted, count, &budget);
+    looks += count;
+  }
+  worker->owed = worker->cursor < worker->flows.control->used ? budget : 0;
+  if (worker->cursor >= worker->flows.control->used) {
     worker->cursor = 0;
+    worker->stale = 0;
     worker->pass++;
     if (worker->leaving_count)
       hp_links_left(worker);
   }
   return ended;
+}
+
+void hp_expire_turn(hp_worker *worker) {
+  uint64_t elapsed = worker->now - worker->swept_at;
+  worker->resets = 0;
+  if (elapsed == 0 && !worker->owed)
+    return;
+  worker->swept_at = worker->now;
+  bool drains = worker->leaving_count || worker->resetting;
+  uint64_t numbers = worker->flows.control->used * elapsed / (drains ? DRAIN_PERIOD : SWEEP_PERIOD) + 1;
+  if (drains && numbers > DRAIN_MOST * elapsed)
+    numbers = DRAIN_MOST * elapsed;
+  uint64_t budget = numbers + worker->owed;
+  hp_expire(worker, (uint32_t)(budget < UINT32_MAX ? budget : UINT32_MAX));
 }
 
 void hp_clock_set(hp_worker *worker, uint64_t now) {
@@ -115,7 +234,8 @@ void hp_clock_set(hp_worker *worker, uint64_t now) {
   __atomic_store_n(&worker->words->now, now, __ATOMIC_RELAXED); /* readers look at it */
   if (!jumped)
     return;
-  for (uint32_t number = 0; number < worker->flows.control->used; number++)
-    if (hp_flow_live(&worker->flows.flows[number]))
-      hp_flow_end(worker, number);
+  worker->stale = worker->flows.control->used;
+  worker->cursor = 0;
+  if (!worker->io) /* nobody waits for this turn to end */
+    hp_expire(worker, UINT32_MAX);
 }

@@ -47,6 +47,16 @@ static int check(const hp_flow_table *table, uint32_t capacity, hp_error *error)
   return 0;
 }
 
+static int open_sweep(hp_flow_sweep *sweep, uint32_t capacity, bool huge, hp_error *error) {
+  uint64_t chunks = (uint64_t)capacity / HP_CHUNK + 1;
+  if (hp_region_new(&sweep->soonest_region, "hp-soonest", chunks * sizeof *sweep->soonest, huge, error) ||
+      hp_region_new(&sweep->owner_region, "hp-owners", (uint64_t)capacity * sizeof *sweep->owners, huge, error))
+    return -1;
+  sweep->soonest = sweep->soonest_region.at;
+  sweep->owners = sweep->owner_region.at;
+  return 0;
+}
+
 int hp_flow_table_open(hp_flow_table *table, const hp_given *given, uint32_t capacity, uint64_t seed, bool huge,
                        hp_error *error) {
   *table = (hp_flow_table){.flow_region.fd = -1, .cold_region.fd = -1, .control_region.fd = -1};
@@ -56,6 +66,7 @@ int hp_flow_table_open(hp_flow_table *table, const hp_given *given, uint32_t cap
       hp_region_open(&table->cold_region, given, "hp-flows-cold", cold, huge, error) ||
       hp_index_open(&table->index[HP_INSIDE], given, "hp-index-inside", capacity, huge, error) ||
       hp_index_open(&table->index[HP_OUTSIDE], given, "hp-index-outside", capacity, huge, error) ||
+      (!(given && given->read_only) && open_sweep(&table->sweep, capacity, huge, error)) ||
       (given ? check(table, capacity, error) : set_up(table, capacity, seed, error))) {
     hp_flow_table_free(table);
     return -1;
@@ -70,6 +81,8 @@ int hp_flow_table_open(hp_flow_table *table, const hp_given *given, uint32_t cap
 void hp_flow_table_free(hp_flow_table *table) {
   hp_index_free(&table->index[HP_INSIDE]);
   hp_index_free(&table->index[HP_OUTSIDE]);
+  hp_region_free(&table->sweep.soonest_region);
+  hp_region_free(&table->sweep.owner_region);
   hp_region_free(&table->cold_region);
   hp_region_free(&table->flow_region);
   hp_region_free(&table->control_region);
@@ -86,6 +99,14 @@ uint32_t hp_flow_find(const hp_flow_table *table, int side, const hp_key *key, u
   return HP_NONE;
 }
 
+/* What the next flow will be made of: by then it has come. */
+static void fetch_next(const hp_flow_table *table) {
+  uint32_t next = table->control->free_head ? table->control->free_head - 1 : table->control->used;
+  __builtin_prefetch(&table->flows[next].half[HP_INSIDE], 1);
+  __builtin_prefetch(&table->flows[next].half[HP_OUTSIDE], 1);
+  __builtin_prefetch(&table->cold[next], 1);
+}
+
 uint32_t hp_flow_take(hp_flow_table *table) {
   hp_flow_control *control = table->control;
   uint32_t number;
@@ -98,6 +119,7 @@ uint32_t hp_flow_take(hp_flow_table *table) {
   } else {
     return HP_NONE;
   }
+  fetch_next(table);
   uint32_t *sequence = &table->flows[number].half[HP_INSIDE].sequence;
   STORE(*sequence, *sequence | 1);
   __atomic_thread_fence(__ATOMIC_RELEASE);
@@ -115,6 +137,7 @@ static void give_back(hp_flow_table *table, uint32_t number) {
   flow->half[HP_INSIDE].packets = 0;
   flow->half[HP_INSIDE].bytes = 0;
   STORE(flow->half[HP_INSIDE].sequence, sequence + 1);
+  table->sweep.owners[number] = 0;
   table->cold[number].next_free = table->control->free_head;
   table->control->free_head = number + 1;
 }
@@ -128,7 +151,8 @@ static uint64_t half_hash(const hp_flow_table *table, uint32_t number, int side)
 bool hp_flow_publish(hp_flow_table *table, uint32_t number, uint64_t now, uint32_t timeout) {
   hp_flow *flow = &table->flows[number];
   table->cold[number].started = now;
-  table->cold[number].deadline = (uint32_t)now + timeout;
+  hp_flow_due(table, number, (uint32_t)now + timeout);
+  table->sweep.owners[number] = hp_flow_owner(flow->half[HP_OUTSIDE].out_link);
   STORE(table->control->journal, (uint64_t)number + 1);
   STORE(flow->half[HP_INSIDE].sequence, flow->half[HP_INSIDE].sequence + 1);
   uint64_t inside = half_hash(table, number, HP_INSIDE);
@@ -183,6 +207,8 @@ uint32_t hp_flow_repair(hp_flow_table *table) {
     if (whole && hp_index_insert(&table->index[HP_INSIDE], half_hash(table, number, HP_INSIDE), number) &&
         hp_index_insert(&table->index[HP_OUTSIDE], half_hash(table, number, HP_OUTSIDE), number)) {
       control->live++;
+      table->sweep.owners[number] = hp_flow_owner(flow->half[HP_OUTSIDE].out_link);
+      hp_flow_due(table, number, table->cold[number].deadline);
     } else {
       lost += number + 1 == broken;
       give_back(table, number);

@@ -106,12 +106,22 @@ typedef struct hp_flow_control {
   uint32_t free_head; /* flow number + 1 */
 } hp_flow_control;
 
+/* What the sweep goes by, so that it need not look at every flow. Derived from the flows, each process for itself. */
+enum { HP_CHUNK = 16 }; /* flows with one word of `soonest` */
+typedef struct hp_flow_sweep {
+  uint32_t *soonest; /* by chunk: no deadline of its live flows is earlier */
+  uint16_t *owners;  /* by flow: hp_flow_owner() of its tunnel, 0 when it is free */
+  hp_region soonest_region;
+  hp_region owner_region;
+} hp_flow_sweep;
+
 typedef struct hp_flow_table {
   hp_flow *flows;
   hp_flow_cold *cold;
   hp_flow_control *control;
   hp_index index[2];
   uint64_t seed[4];
+  hp_flow_sweep sweep; /* empty for a reader */
   hp_region flow_region;
   hp_region cold_region;
   hp_region control_region;
@@ -134,8 +144,11 @@ static inline uint64_t hp_hash(const uint64_t seed[4], uint64_t a, uint64_t b) {
   product = (unsigned __int128)x * (seed[3] | 1);
   return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
+/* Of the key's two words as they lie in memory: nothing has to be put together. */
 static inline uint64_t hp_key_hash(const hp_flow_table *table, const hp_key *key) {
-  return hp_hash(table->seed, (uint64_t)key->link << 32 | key->source, (uint64_t)key->destination << 32 | key->ports);
+  uint64_t words[2];
+  __builtin_memcpy(words, key, 16);
+  return hp_hash(table->seed, words[0], words[1]);
 }
 static inline bool hp_key_equal(const hp_key *a, const hp_key *b) {
   uint64_t x[2], y[2];
@@ -155,6 +168,16 @@ void hp_flow_discard(hp_flow_table *table, uint32_t number);
 bool hp_flow_publish(hp_flow_table *table, uint32_t number, uint64_t now, uint32_t timeout);
 /* Withdraws it from both indices and frees its number. */
 void hp_flow_remove(hp_flow_table *table, uint32_t number);
+
+/* Sets when the sweep looks at a flow next. */
+static inline void hp_flow_due(hp_flow_table *table, uint32_t number, uint32_t deadline) {
+  uint32_t *soonest = &table->sweep.soonest[number / HP_CHUNK];
+  table->cold[number].deadline = deadline;
+  if ((int32_t)(deadline - *soonest) < 0)
+    *soonest = deadline;
+}
+/* 16 bits that tell nearly all tunnels apart; never 0. */
+static inline uint16_t hp_flow_owner(uint32_t tunnel) { return (uint16_t)(tunnel % 0xffff + 1); }
 
 static inline bool hp_flow_live(const hp_flow *flow) { return flow->half[HP_INSIDE].key.link != 0; }
 /* generation << 32 | number */

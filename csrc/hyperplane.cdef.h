@@ -91,7 +91,7 @@ typedef struct hp_timers {
 
 typedef struct hp_config {
   uint32_t max_flows;       /* 1..HP_MAX_FLOWS */
-  uint32_t max_mappings;    /* 0: as max_flows */
+  uint32_t max_mappings;    /* 0: as many as there can be, at most max_flows */
   uint32_t max_links;       /* tunnels and ENIs together, 2..HP_MAX_LINKS */
   uint32_t max_addresses;   /* ENI addresses in all */
   uint32_t drop_records;    /* the drop ring's length, rounded up to a power of two */
@@ -307,13 +307,6 @@ const char *hp_io_name(int io);
 /* "" or why that I/O engine cannot run here. */
 const char *hp_io_probe(int io);
 
-/* For benchmarks: ns per packet of lookup and rewrite alone, in a bare table of the flow table's shape, and
- * of hp_translate()'s own code, over the same `packets` random packets of both directions among `flows` UDP
- * flows of 1,024 tunnels (fewer when flows are). Packets are written anew for each batch; that time is
- * taken off. A negative number and *error when it cannot be done. */
-double hp_bench_table(uint32_t flows, uint32_t packets, int huge_pages, hp_error *error);
-double hp_bench_translate(uint32_t flows, uint32_t packets, int huge_pages, hp_error *error);
-
 /* A TUN in the network namespace of the calling thread, made and configured: no part of the engine. */
 enum {
   HP_DEVICE_OFFLOADS = 2,
@@ -344,3 +337,24 @@ typedef struct hp_device {
 
 /* 0, or -1 with .step and .error. */
 int hp_device_make(hp_device *device);
+/* ---- For benchmarks: the packet path alone, in an engine of its own ---- */
+
+enum { HP_BENCH_UDP = 0, HP_BENCH_TCP = 1 }; /* 64-byte datagrams; data segments of 64 to 1400 bytes and ACKs */
+
+/* `flows` flows of 1,024 tunnels (fewer when flows are), in an engine and in a bare table of the flow table's shape. */
+typedef struct hp_bench hp_bench;
+hp_bench *hp_bench_new(uint32_t flows, uint32_t traffic, int huge_pages, hp_error *error);
+void hp_bench_free(hp_bench *bench);
+/* ns per packet of what hp_translate() does, and of the bare table's lookup and rewrite, over the same `packets` random
+ * packets of both directions. Packets are written anew for each batch; that time is taken off. A negative number and
+ * *error when it cannot be done. */
+double hp_bench_translate(hp_bench *bench, uint32_t packets, hp_error *error);
+double hp_bench_table(hp_bench *bench, uint32_t packets, hp_error *error);
+/* The engine's regions. */
+void hp_bench_memory(hp_bench *bench, hp_memory *memory);
+/* ns per flow made, from a SYN, in batches, in a table that holds `flows` others. dense: towards one destination where
+ * 90 % of the ports are taken; else towards many. */
+double hp_bench_create(uint32_t flows, int dense, uint32_t creations, int huge_pages, hp_error *error);
+/* ns per flow and second that the sweep takes for flows that are in use, and ns for each that ends. */
+double hp_bench_keep(uint32_t flows, int huge_pages, hp_error *error);
+double hp_bench_end(uint32_t flows, int huge_pages, hp_error *error);

@@ -42,10 +42,10 @@ static uint64_t following(const hp_index *index, uint64_t bucket) {
 
 /* The first slot of a bucket that can be filled, or -1. */
 static int free_slot(const hp_bucket *bucket) {
-  for (int i = 0; i < HP_LAST; i++)
-    if (bucket->slot[i] == 0)
-      return i;
-  return hp_slot_number(bucket->slot[HP_LAST]) == HP_NONE ? HP_LAST : -1;
+  uint32_t bits = hp_bucket_equal(bucket, ~0u, 0);
+  if (bits)
+    return __builtin_ctz(bits);
+  return bucket->slot[HP_LAST] == HP_TOMBSTONE ? HP_LAST : -1;
 }
 
 bool hp_index_insert(hp_index *index, uint64_t hash, uint32_t number) {
@@ -68,9 +68,10 @@ static bool locate(const hp_index *index, uint64_t hash, uint32_t number, uint64
   *bucket = hp_index_home(index, hash);
   for (uint64_t left = index->count; left; left--, *bucket = following(index, *bucket)) {
     const hp_bucket *here = &index->buckets[*bucket];
-    for (*slot = 0; *slot < HP_SLOTS; ++*slot)
-      if (here->slot[*slot] == want)
-        return true;
+    uint32_t bits = hp_bucket_equal(here, ~0u, want);
+    *slot = bits ? __builtin_ctz(bits) : 0;
+    if (bits)
+      return true;
     if (here->slot[HP_LAST] == 0)
       return false;
   }

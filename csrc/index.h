@@ -1,6 +1,6 @@
 /* index.h: from a hash to a number: buckets of one cache line, 16 slots of 32 bits.
  *
- * A slot is a 7-bit tag of the hash over a 25-bit number + 1; 0 is free. The bucket of a hash is a
+ * A slot is a 7-bit tag of the hash, never 0, over a 25-bit number + 1; 0 is free. The bucket of a hash is a
  * multiply-shift, so the number of buckets is no power of two. A full bucket overflows to the next.
  * Slot 15 is filled last, so "slot 15 is not free" means that a search must go on; `passed` counts
  * for each bucket the numbers that were placed beyond it, so that removing the one in slot 15 leaves a
@@ -45,29 +45,36 @@ void hp_index_free(hp_index *index);
 static inline uint64_t hp_index_home(const hp_index *index, uint64_t hash) {
   return (uint64_t)(((unsigned __int128)hash * index->count) >> 64);
 }
-static inline uint32_t hp_index_tag(uint64_t hash) { return (uint32_t)(hash & 0x7f) << HP_TAG_SHIFT; }
+/* Never 0: that is the tag of free slots and tombstones. */
+static inline uint32_t hp_index_tag(uint64_t hash) {
+  uint32_t tag = (uint32_t)(hash & 0x7f);
+  return (tag + (tag == 0)) << HP_TAG_SHIFT;
+}
 
-/* The slots of a bucket whose tag fits, one bit each; free slots may be among them when the tag is 0. */
+/* The slots of a bucket that equal `want` in the bits of `mask`, one bit each. */
 #ifdef __SSE2__
 #include <emmintrin.h>
-static inline uint32_t hp_bucket_match(const hp_bucket *bucket, uint32_t tag) {
-  const __m128i want = _mm_set1_epi32((int)tag), mask = _mm_set1_epi32((int)~HP_NUMBER_MASK);
-  uint32_t bits = 0;
-  for (unsigned i = 0; i < 4; i++) {
-    __m128i four = _mm_load_si128((const __m128i *)(const void *)bucket->slot + i);
-    __m128i equal = _mm_cmpeq_epi32(_mm_and_si128(four, mask), want);
-    bits |= (uint32_t)_mm_movemask_ps(_mm_castsi128_ps(equal)) << (4 * i);
-  }
-  return bits;
+static inline uint32_t hp_bucket_equal(const hp_bucket *bucket, uint32_t mask, uint32_t want) {
+  const __m128i *four = (const __m128i *)(const void *)bucket->slot;
+  const __m128i wanted = _mm_set1_epi32((int)want), masked = _mm_set1_epi32((int)mask);
+  __m128i a = _mm_cmpeq_epi32(_mm_and_si128(_mm_load_si128(four), masked), wanted);
+  __m128i b = _mm_cmpeq_epi32(_mm_and_si128(_mm_load_si128(four + 1), masked), wanted);
+  __m128i c = _mm_cmpeq_epi32(_mm_and_si128(_mm_load_si128(four + 2), masked), wanted);
+  __m128i d = _mm_cmpeq_epi32(_mm_and_si128(_mm_load_si128(four + 3), masked), wanted);
+  return (uint32_t)_mm_movemask_epi8(_mm_packs_epi16(_mm_packs_epi32(a, b), _mm_packs_epi32(c, d)));
 }
 #else
-static inline uint32_t hp_bucket_match(const hp_bucket *bucket, uint32_t tag) {
+static inline uint32_t hp_bucket_equal(const hp_bucket *bucket, uint32_t mask, uint32_t want) {
   uint32_t bits = 0;
   for (uint32_t i = 0; i < HP_SLOTS; i++)
-    bits |= (uint32_t)((bucket->slot[i] & ~HP_NUMBER_MASK) == tag) << i;
+    bits |= (uint32_t)((bucket->slot[i] & mask) == want) << i;
   return bits;
 }
 #endif
+/* Those whose tag fits: numbers all of them. */
+static inline uint32_t hp_bucket_match(const hp_bucket *bucket, uint32_t tag) {
+  return hp_bucket_equal(bucket, ~HP_NUMBER_MASK, tag);
+}
 /* The number in a slot, or HP_NONE when it is free or a tombstone. */
 static inline uint32_t hp_slot_number(uint32_t slot) {
   uint32_t number = slot & HP_NUMBER_MASK;
@@ -90,12 +97,10 @@ static inline void hp_index_begin(const hp_index *index, uint64_t hash, hp_walk 
 static inline uint32_t hp_index_next(const hp_index *index, hp_walk *walk) {
   for (;;) {
     const hp_bucket *bucket = &index->buckets[walk->bucket];
-    while (walk->bits) {
+    if (walk->bits) {
       uint32_t i = (uint32_t)__builtin_ctz(walk->bits);
       walk->bits &= walk->bits - 1;
-      uint32_t number = hp_slot_number(bucket->slot[i]);
-      if (number != HP_NONE)
-        return number;
+      return (bucket->slot[i] & HP_NUMBER_MASK) - 1;
     }
     if (bucket->slot[HP_SLOTS - 1] == 0 || --walk->left == 0)
       return HP_NONE;

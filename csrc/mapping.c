@@ -40,6 +40,11 @@ uint32_t hp_mapping_find(const hp_mapping_table *table, uint32_t link, uint32_t 
   return HP_NONE;
 }
 
+void hp_mapping_fetch(const hp_mapping_table *table, uint32_t link, uint32_t inside, uint16_t inside_port) {
+  uint64_t home = hp_index_home(&table->index, hash_of(table, link, inside, inside_port));
+  __builtin_prefetch(&table->index.buckets[home]);
+}
+
 uint32_t hp_mapping_new(hp_mapping_table *table, const hp_mapping *mapping) {
   hp_mapping_control *control = table->control;
   uint32_t number;

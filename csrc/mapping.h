@@ -47,6 +47,8 @@ void hp_mapping_table_free(hp_mapping_table *table);
 
 /* The mapping of an inside endpoint, or HP_NONE. */
 uint32_t hp_mapping_find(const hp_mapping_table *table, uint32_t link, uint32_t inside, uint16_t inside_port);
+/* Has the memory fetched that hp_mapping_find() will want. */
+void hp_mapping_fetch(const hp_mapping_table *table, uint32_t link, uint32_t inside, uint16_t inside_port);
 /* A mapping without references yet; HP_NONE when the table is full. */
 uint32_t hp_mapping_new(hp_mapping_table *table, const hp_mapping *mapping);
 static inline void hp_mapping_hold(hp_mapping_table *table, uint32_t number) { table->mappings[number].flows++; }

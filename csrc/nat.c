@@ -2,16 +2,17 @@
  * packet: all are parsed and hashed and their index lines prefetched; then the tags are compared and the
  * flow lines prefetched; then each is translated, in order of arrival.
  *
- * A packet that finds its flow and needs nothing special is handled here; one without a flow goes to
- * admit.c, an ICMP error to icmp.c, a TCP segment that opens, closes or resets to tcp.c.
+ * Most packets are steady (steady.h): they are of a flow that is there, and need nothing but their rewrite. They have a
+ * short way of their own through the stages, which changes nothing before it is sure; all others, and those that turn
+ * out to be something else, take the way for everything. From there one without a flow goes to admit.c, an ICMP error
+ * to icmp.c, a TCP segment that opens, closes or resets to tcp.c.
  */
 #include "nat.h"
 
 #include "handover.h"
 #include "reset.h"
+#include "steady.h"
 #include "tcp.h"
-
-enum { TTL_STEP = 0xfeff /* one's complement of 0x0100: what a TTL one lower changes in the sum */ };
 
 /* ---- stage 1 ---- */
 
@@ -35,9 +36,36 @@ static bool echo_runs_backwards(const hp_item *item) {
   return h->protocol == HP_ICMP && (h->icmp_type == HP_ICMP_ECHO) != (item->side == HP_INSIDE);
 }
 
-static void classify(hp_worker *worker, hp_packet *packet, hp_item *item) {
+static inline void hash_item(const hp_flow_table *flows, hp_item *item) {
+  const hp_index *index = &flows->index[item->side];
+  item->hash = hp_key_hash(flows, &item->key);
+  item->home = &index->buckets[hp_index_home(index, item->hash)];
+  __builtin_prefetch(item->home);
+}
+
+/* False: nothing has been done. */
+static inline bool classify_steady(const hp_flow_table *flows, const hp_link *links, hp_link_stats *stats,
+                                   hp_packet *packet, hp_item *item) {
+  const hp_link *link = &links[packet->link];
+  uint32_t length = packet->length;
+  hp_steady steady;
+  if (!hp_link_open(link) || !hp_steady_parse(packet->data, length, &steady))
+    return false;
+  stats[packet->link].packets_in++;
+  stats[packet->link].bytes_in += length - HP_VNET_HEADER;
+  packet->length = HP_VNET_HEADER + steady.total; /* padding ends here */
+  item->headers.total = (uint16_t)steady.total;
+  item->side = link->kind == HP_LINK_TUNNEL ? HP_INSIDE : HP_OUTSIDE;
+  item->lookup = HP_LOOKUP_STEADY;
+  const uint64_t key[2] = {steady.addresses | packet->link << 8 | steady.protocol, steady.remote};
+  memcpy(&item->key, key, sizeof key);
+  hash_item(flows, item);
+  return true;
+}
+
+__attribute__((noinline)) static void classify(hp_worker *worker, hp_packet *packet, hp_item *item) {
   const hp_engine *engine = worker->engine;
-  item->lookup = 0;
+  item->lookup = HP_LOOKUP_NONE;
   packet->verdict = HP_DROP;
   packet->reason = HP_REASON_NONE;
   const hp_link *link = &engine->links[packet->link];
@@ -61,39 +89,35 @@ static void classify(hp_worker *worker, hp_packet *packet, hp_item *item) {
   if (item->headers.icmp_error)
     return;
   make_key(item, packet->link);
-  item->hash = hp_key_hash(&worker->flows, &item->key);
-  item->lookup = 1;
-  const hp_index *index = &worker->flows.index[item->side];
-  __builtin_prefetch(&index->buckets[hp_index_home(index, item->hash)]);
+  item->lookup = HP_LOOKUP_PARSED;
+  hash_item(&worker->flows, item);
 }
 
 /* ---- stage 2 ---- */
 
-static void probe(hp_worker *worker, hp_item *item) {
-  const hp_index *index = &worker->flows.index[item->side];
-  const hp_bucket *bucket = &index->buckets[hp_index_home(index, item->hash)];
-  uint32_t bits = hp_bucket_match(bucket, hp_index_tag(item->hash));
-  item->candidates = (uint16_t)bits;
-  if (!bits)
+/* Every flow whose tag fits is fetched: one packet's in twenty would else come second and be waited for. */
+static inline void probe(hp_worker *worker, const hp_packet *packet, hp_item *item) {
+  const hp_flow_table *flows = &worker->flows;
+  const hp_bucket *home = item->home;
+  uint32_t bits = hp_bucket_match(home, hp_index_tag(item->hash));
+  item->near = NULL;
+  if (!bits) {
+    if (item->side == HP_INSIDE)
+      hp_admit_expect(worker, packet, item);
     return;
-  uint32_t number = hp_slot_number(bucket->slot[__builtin_ctz(bits)]);
-  if (number != HP_NONE)
-    __builtin_prefetch(&worker->flows.flows[number].half[item->side], 1);
+  }
+  item->near = &flows->flows[(home->slot[__builtin_ctz(bits)] & HP_NUMBER_MASK) - 1].half[item->side];
+  __builtin_prefetch(item->near, 1);
+  while (bits &= bits - 1)
+    __builtin_prefetch(&flows->flows[(home->slot[__builtin_ctz(bits)] & HP_NUMBER_MASK) - 1].half[item->side], 1);
 }
 
 /* ---- stage 3 ---- */
 
-/* The candidates of stage 2 first: what they name may have changed within the batch, so the key
- * decides; when none fits, the whole search. */
-static uint32_t find(const hp_worker *worker, const hp_item *item) {
-  const hp_index *index = &worker->flows.index[item->side];
-  const hp_bucket *bucket = &index->buckets[hp_index_home(index, item->hash)];
-  for (uint32_t bits = item->candidates; bits; bits &= bits - 1) {
-    uint32_t number = hp_slot_number(bucket->slot[__builtin_ctz(bits)]);
-    if (number != HP_NONE && hp_key_equal(&worker->flows.flows[number].half[item->side].key, &item->key))
-      return number;
-  }
-  return hp_flow_find(&worker->flows, item->side, &item->key, item->hash);
+/* Beyond the first whose tag fits, or when the batch has changed what is there. */
+__attribute__((noinline)) static hp_half *find_half(const hp_flow_table *flows, const hp_item *item) {
+  uint32_t number = hp_flow_find(flows, item->side, &item->key, item->hash);
+  return number == HP_NONE ? NULL : &flows->flows[number].half[item->side];
 }
 
 bool hp_nat_may_leave(hp_worker *worker, hp_packet *packet, const hp_item *item, const hp_link *out) {
@@ -125,7 +149,7 @@ void hp_nat_leave(hp_worker *worker, hp_packet *packet, const hp_headers *h, uin
 
 void hp_nat_hop(uint8_t *ip, uint16_t delta) {
   ip[8]--;
-  hp_checksum_apply(ip + 10, hp_delta_add(delta, TTL_STEP));
+  hp_checksum_apply(ip + 10, hp_delta_add(delta, HP_TTL_STEP));
 }
 
 /* The transport checksum of a packet whose address and port change. */
@@ -137,17 +161,21 @@ static void fix_transport(uint8_t *l4, const hp_headers *h, const hp_half *half)
     hp_checksum_translate(checksum, h->protocol, half->delta_full);
 }
 
-/* Keeps of the virtio_net_hdr what parse_vnet() checked, and nothing else. */
+/* Keeps of the virtio_net_hdr what parse_vnet() checked, and nothing else. The length of the headers is a hint about
+ * super-segments (virtio 1.2 5.1.6.2). */
 static void clean_vnet(uint8_t *data, const hp_headers *h) {
-  if (!h->partial) {
-    memset(data, 0, HP_VNET_HEADER);
-    return;
-  }
-  struct virtio_net_hdr vnet;
+  struct virtio_net_hdr vnet, clean = {0};
   memcpy(&vnet, data, sizeof vnet);
-  vnet.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
-  vnet.hdr_len = (uint16_t)(h->header + h->transport);
-  memcpy(data, &vnet, sizeof vnet);
+  if (h->partial)
+    clean = (struct virtio_net_hdr){.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM,
+                                    .gso_type = vnet.gso_type,
+                                    .csum_start = vnet.csum_start,
+                                    .csum_offset = vnet.csum_offset};
+  if (clean.gso_type != VIRTIO_NET_HDR_GSO_NONE) {
+    clean.hdr_len = (uint16_t)(h->header + h->transport);
+    clean.gso_size = vnet.gso_size;
+  }
+  memcpy(data, &clean, sizeof clean);
 }
 
 static void rewrite(hp_packet *packet, const hp_item *item, const hp_half *half) {
@@ -177,7 +205,7 @@ static uint32_t track(hp_worker *worker, hp_packet *packet, const hp_item *item,
   case HP_TCP_CHANGED:
     break;
   }
-  worker->flows.cold[number].deadline = (uint32_t)worker->now + hp_flow_timeout(worker->engine->links, flow);
+  hp_flow_due(&worker->flows, number, (uint32_t)worker->now + hp_flow_timeout(worker->engine->links, flow));
   return number;
 }
 
@@ -212,13 +240,46 @@ static void forward(hp_worker *worker, hp_packet *packet, const hp_item *item, u
   hp_nat_leave(worker, packet, h, half->out_link);
 }
 
-static void translate(hp_worker *worker, hp_packet *packet, const hp_item *item) {
+/* A steady packet of a flow that is there and open. False: it is not, and nothing has been done. */
+static inline bool forward_steady(const hp_flow_table *flows, const hp_link *links, hp_link_stats *stats, uint32_t now,
+                                  hp_packet *packet, const hp_item *item) {
+  hp_half *half = item->near;
+  if (!half || !hp_key_equal(&half->key, &item->key))
+    half = find_half(flows, item);
+  if (!half)
+    return false;
+  const hp_link *out = &links[half->out_link];
+  uint8_t *ip = packet->data + HP_VNET_HEADER;
+  const uint32_t total = item->headers.total;
+  if (!hp_link_open(out) || ip[8] <= 1 || total > out->mtu || half->flags & HP_ATTENTION)
+    return false;
+  const uint32_t tcp = (uint8_t)item->key.link == HP_TCP;
+  if (tcp)
+    hp_tcp_acknowledged(half, ip + HP_IPV4_HEADER, ip[HP_IPV4_HEADER + 13]);
+  half->last_seen = now;
+  half->packets++;
+  half->bytes += total;
+  stats[half->out_link].packets_out++;
+  stats[half->out_link].bytes_out += total;
+  packet->link = half->out_link;
+  packet->verdict = HP_FORWARD;
+  packet->reason = HP_REASON_NONE;
+  hp_steady_rewrite(packet->data, tcp, item->side, half->address, half->port, half->delta_address, half->delta_full);
+  return true;
+}
+
+__attribute__((noinline)) static void translate(hp_worker *worker, hp_packet *packet, hp_item *item) {
+  if (item->lookup == HP_LOOKUP_STEADY) { /* from here on as all others: this finds no fault */
+    hp_parse(packet->data, packet->length, &item->headers);
+    packet->verdict = HP_DROP;
+    packet->reason = HP_REASON_NONE;
+  }
   if (!item->lookup) {
     if (packet->reason == HP_REASON_NONE)
       hp_icmp_error(worker, packet, item);
     return;
   }
-  uint32_t number = find(worker, item);
+  uint32_t number = hp_flow_find(&worker->flows, item->side, &item->key, item->hash);
   if (number == HP_NONE && item->side == HP_OUTSIDE) {
     if (worker->workers == 1 || !hp_hand_over(worker, packet, &item->headers))
       hp_drop_packet(worker, packet, &item->headers, HP_NO_FLOW);
@@ -230,13 +291,33 @@ static void translate(hp_worker *worker, hp_packet *packet, const hp_item *item)
     forward(worker, packet, item, number);
 }
 
+/* ---- the stages: functions of their own, so that each has the registers to itself ---- */
+
+__attribute__((noinline)) static void classify_all(hp_worker *worker, hp_packet *packets, uint32_t count) {
+  const hp_link *links = worker->engine->links;
+  for (uint32_t i = 0; i < count; i++)
+    if (!classify_steady(&worker->flows, links, worker->stats, &packets[i], &worker->items[i]))
+      classify(worker, &packets[i], &worker->items[i]);
+}
+
+__attribute__((noinline)) static void probe_all(hp_worker *worker, const hp_packet *packets, uint32_t count) {
+  for (uint32_t i = 0; i < count; i++)
+    if (worker->items[i].lookup)
+      probe(worker, &packets[i], &worker->items[i]);
+}
+
+__attribute__((noinline)) static void translate_all(hp_worker *worker, hp_packet *packets, uint32_t count) {
+  const hp_link *links = worker->engine->links;
+  uint32_t now = (uint32_t)worker->now;
+  for (uint32_t i = 0; i < count; i++) {
+    hp_item *item = &worker->items[i];
+    if (item->lookup != HP_LOOKUP_STEADY || !forward_steady(&worker->flows, links, worker->stats, now, &packets[i], item))
+      translate(worker, &packets[i], item);
+  }
+}
+
 void hp_nat_batch(hp_worker *worker, hp_packet *packets, uint32_t count) {
-  hp_item *items = worker->items;
-  for (uint32_t i = 0; i < count; i++)
-    classify(worker, &packets[i], &items[i]);
-  for (uint32_t i = 0; i < count; i++)
-    if (items[i].lookup)
-      probe(worker, &items[i]);
-  for (uint32_t i = 0; i < count; i++)
-    translate(worker, &packets[i], &items[i]);
+  classify_all(worker, packets, count);
+  probe_all(worker, packets, count);
+  translate_all(worker, packets, count);
 }

@@ -22,8 +22,14 @@ void hp_nat_leave(hp_worker *worker, hp_packet *packet, const hp_headers *header
 void hp_nat_hop(uint8_t *ip, uint16_t delta);
 
 /* ---- admit.c ---- */
+/* A packet from inside seems to be the first of a flow: draws a port for it, and has memory fetched that hp_admit()
+ * will want. Nothing comes of it when there is a flow after all. */
+void hp_admit_expect(hp_worker *worker, const hp_packet *packet, hp_item *item);
 /* The new flow of a packet from inside, or HP_NONE: then it is dropped and the sender told. */
 uint32_t hp_admit(hp_worker *worker, hp_packet *packet, const hp_item *item);
+/* A flow for a packet from inside with an outside key that is given, and nobody else's; HP_NONE when the table is
+ * full. */
+uint32_t hp_flow_open(hp_worker *worker, const hp_packet *packet, const hp_item *item, const hp_key *outside);
 /* A SYN over a flow that is closing or reset: ends that and makes a new one with the same ports (RFC 6191),
  * or HP_NONE: then it is dropped and the sender told. */
 uint32_t hp_reopen(hp_worker *worker, hp_packet *packet, const hp_item *item, uint32_t number);
@@ -53,8 +59,11 @@ uint32_t hp_flow_refreshed(const hp_flow *flow, uint64_t now);
 /* Looks at `budget` flow numbers at most, one pass at most; ends those that are idle or whose link is
  * gone. Returns how many ended. */
 uint32_t hp_expire(hp_worker *worker, uint32_t budget);
+/* The part of a pass that is due in this turn of the loop. */
+void hp_expire_turn(hp_worker *worker);
 /* Sets the worker's time. A flow keeps 32 bits of it: when the clock has jumped by more than those can tell
- * (the host was suspended for weeks), every flow is idle for longer than any timer and ends now. */
+ * (the host was suspended for weeks), every flow is idle for longer than any timer and ends: at once, or in the turns
+ * that follow when the worker runs. */
 void hp_clock_set(hp_worker *worker, uint64_t now);
 
 #endif

@@ -51,17 +51,32 @@ typedef struct hp_headers {
 } hp_headers;
 _Static_assert(sizeof(hp_headers) == 28, "headers, key and hash of a packet share a cache line");
 
-static inline uint16_t hp_get16(const uint8_t *p) { return (uint16_t)(p[0] << 8 | p[1]); }
+/* Big-endian words at any address. By memcpy: compilers make one load or store of that, and of bytes put together
+ * not always. */
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+static inline uint16_t hp_swap16(uint16_t v) { return __builtin_bswap16(v); }
+static inline uint32_t hp_swap32(uint32_t v) { return __builtin_bswap32(v); }
+#else
+static inline uint16_t hp_swap16(uint16_t v) { return v; }
+static inline uint32_t hp_swap32(uint32_t v) { return v; }
+#endif
+static inline uint16_t hp_get16(const uint8_t *p) {
+  uint16_t v;
+  memcpy(&v, p, sizeof v);
+  return hp_swap16(v);
+}
 static inline uint32_t hp_get32(const uint8_t *p) {
-  return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+  uint32_t v;
+  memcpy(&v, p, sizeof v);
+  return hp_swap32(v);
 }
 static inline void hp_put16(uint8_t *p, uint16_t v) {
-  p[0] = (uint8_t)(v >> 8);
-  p[1] = (uint8_t)v;
+  v = hp_swap16(v);
+  memcpy(p, &v, sizeof v);
 }
 static inline void hp_put32(uint8_t *p, uint32_t v) {
-  hp_put16(p, (uint16_t)(v >> 16));
-  hp_put16(p + 2, (uint16_t)v);
+  v = hp_swap32(v);
+  memcpy(p, &v, sizeof v);
 }
 
 /* One's complement arithmetic (RFC 1071). A sum is unfolded 32 bits or more, a delta 16 bits. */

@@ -6,6 +6,7 @@
 
 enum {
   PROBES = 16,      /* random probes before a destination counts as dense: 1.5e-5 at half full */
+  GROUP = 4,        /* ports whose lines in the index are fetched together */
   FIRST_LEASE = 32, /* slices taken when an address is added, by all workers: entropy for RFC 6056 at once */
   LINEAR_PROBES = 4096
 };
@@ -365,16 +366,66 @@ static bool port_free(const hp_flow_table *flows, hp_key *key, uint16_t port) {
   return hp_flow_find(flows, HP_OUTSIDE, key, hp_key_hash(flows, key)) == HP_NONE;
 }
 
+static uint64_t fetch_port(const hp_flow_table *flows, hp_key *key, uint16_t port) {
+  const hp_index *index = &flows->index[HP_OUTSIDE];
+  key->ports = (key->ports & 0xffff0000u) | port;
+  uint64_t hash = hp_key_hash(flows, key);
+  __builtin_prefetch(&index->buckets[hp_index_home(index, hash)], 1);
+  return hash;
+}
+
+/* Which of the ports is free, the first; `count` when none is. Their lines are waited for once, not one by one. */
+static uint32_t first_free(const hp_flow_table *flows, hp_key *key, const uint16_t *group, uint32_t count) {
+  uint64_t hashes[GROUP];
+  uint32_t i;
+  for (i = 0; i < count; i++)
+    hashes[i] = fetch_port(flows, key, group[i]);
+  for (i = 0; i < count; i++) {
+    key->ports = (key->ports & 0xffff0000u) | group[i];
+    if (hp_flow_find(flows, HP_OUTSIDE, key, hashes[i]) == HP_NONE)
+      break;
+  }
+  return i;
+}
+
+/* Up to GROUP ports that are not known to be taken; they count as known from now on. */
+static uint32_t draw(hp_ports *ports, const hp_address *address, hp_dense *dense, uint16_t *group) {
+  uint32_t count = 0;
+  for (uint16_t port; count < GROUP && (port = clear_port(ports, address, dense->taken, ~0ull)); count++)
+    learn(dense, group[count] = port);
+  return count;
+}
+
+static void unlearn(hp_dense *dense, uint16_t port) {
+  *word_of(dense->taken, port) &= ~bit_of(port);
+  dense->known--;
+}
+
 static uint16_t choose_dense(hp_ports *ports, uint32_t number, const hp_flow_table *flows, hp_key *key,
                              hp_dense *dense) {
+  const hp_address *address = &ports->addresses[number];
+  uint16_t group[GROUP];
   do {
-    uint16_t port;
-    while ((port = clear_port(ports, &ports->addresses[number], dense->taken, ~0ull))) {
-      learn(dense, port); /* taken already, or taken now */
-      if (port_free(flows, key, port))
-        return port;
+    for (uint32_t count; (count = draw(ports, address, dense, group));) {
+      uint32_t found = first_free(flows, key, group, count);
+      for (uint32_t i = found + 1; i < count; i++)
+        unlearn(dense, group[i]); /* not looked at */
+      if (found < count)
+        return group[found];
     }
   } while (hp_slice_lease(ports, number));
+  return 0;
+}
+
+static uint16_t choose_random(hp_ports *ports, uint32_t number, const hp_flow_table *flows, hp_key *key) {
+  uint16_t group[GROUP];
+  for (int probes = 0; probes < PROBES; probes += GROUP) {
+    for (uint32_t i = 0; i < GROUP; i++)
+      group[i] = hp_port_random(ports, number);
+    uint32_t found = first_free(flows, key, group, GROUP);
+    if (found < GROUP)
+      return group[found];
+  }
   return 0;
 }
 
@@ -396,17 +447,32 @@ static uint16_t choose_linear(hp_ports *ports, uint32_t number, const hp_flow_ta
   return port_free(flows, key, (uint16_t)port) ? (uint16_t)port : 0;
 }
 
-uint16_t hp_port_choose(hp_ports *ports, uint32_t number, const hp_flow_table *flows, hp_key *key) {
+uint16_t hp_port_guess(hp_ports *ports, uint32_t number, const hp_flow_table *flows, const hp_key *key) {
+  if (ports->addresses[number].leased == 0)
+    return 0;
+  hp_key outside = destination_of(key);
+  const hp_dense *dense = ports->dense_live ? dense_find(ports, flows, &outside) : NULL;
+  uint16_t port =
+      dense ? clear_port(ports, &ports->addresses[number], dense->taken, ~0ull) : hp_port_random(ports, number);
+  if (port)
+    fetch_port(flows, &outside, port);
+  return port;
+}
+
+uint16_t hp_port_choose(hp_ports *ports, uint32_t number, const hp_flow_table *flows, hp_key *key, uint16_t guess) {
   if (ports->addresses[number].leased == 0 && !hp_slice_lease(ports, number))
     return 0;
   hp_key destination = destination_of(key);
   hp_dense *dense = ports->dense_live ? dense_find(ports, flows, &destination) : NULL;
+  if (guess && port_free(flows, key, guess)) {
+    if (dense && !(*word_of(dense->taken, guess) & bit_of(guess)))
+      learn(dense, guess);
+    return guess;
+  }
   if (!dense) {
-    for (int i = 0; i < PROBES; i++) {
-      uint16_t port = hp_port_random(ports, number);
-      if (port_free(flows, key, port))
-        return port;
-    }
+    uint16_t port = choose_random(ports, number, flows, key);
+    if (port)
+      return port;
     dense = dense_new(ports, flows, &destination);
   }
   return dense ? choose_dense(ports, number, flows, key, dense) : choose_linear(ports, number, flows, key);
@@ -420,7 +486,7 @@ void hp_port_ended(hp_ports *ports, const hp_flow_table *flows, const hp_key *ke
   hp_dense *dense = dense_find(ports, flows, &destination);
   if (!dense || port < HP_PORT_FIRST || !(*word_of(dense->taken, port) & bit_of(port)))
     return;
-  *word_of(dense->taken, port) &= ~bit_of(port);
-  if (--dense->known == 0)
+  unlearn(dense, port);
+  if (dense->known == 0)
     dense_remove(ports, flows, dense);
 }

@@ -137,8 +137,10 @@ void hp_port_claim(hp_ports *ports, uint32_t address, int kind, uint16_t port);
 void hp_ports_restored(hp_ports *ports, uint32_t address);
 
 /* A port that is free towards a destination: `key` is the outside key of the flow to be, and gets the
- * port. Returns it, or 0 when every port is taken there. */
-uint16_t hp_port_choose(hp_ports *ports, uint32_t address, const hp_flow_table *flows, hp_key *key);
+ * port. Returns it, or 0 when every port is taken there. guess: what hp_port_guess() said, or 0. */
+uint16_t hp_port_choose(hp_ports *ports, uint32_t address, const hp_flow_table *flows, hp_key *key, uint16_t guess);
+/* Draws a port that may be free there, and has the memory fetched that will tell; 0 when none may be. */
+uint16_t hp_port_guess(hp_ports *ports, uint32_t address, const hp_flow_table *flows, const hp_key *key);
 /* A flow with this outside key has ended. */
 void hp_port_ended(hp_ports *ports, const hp_flow_table *flows, const hp_key *key);
 /* Any port of a leased slice. */

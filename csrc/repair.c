@@ -228,12 +228,12 @@ void hp_deadlines_check(hp_worker *worker) {
     const hp_flow *flow = &worker->flows.flows[number];
     if (!hp_flow_live(flow))
       continue;
-    uint32_t *deadline = &worker->flows.cold[number].deadline;
+    uint32_t deadline = worker->flows.cold[number].deadline;
     uint32_t latest = hp_flow_refreshed(flow, worker->now) + hp_flow_timeout(links, flow);
     if (flow->half[HP_INSIDE].flags & HP_TOLD)
       latest = (uint32_t)worker->now + HP_RESET_GRACE;
-    if ((int32_t)(*deadline - latest) > 0)
-      *deadline = latest;
+    if ((int32_t)(deadline - latest) > 0)
+      hp_flow_due(&worker->flows, number, latest);
   }
 }
 

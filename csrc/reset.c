@@ -102,9 +102,8 @@ static void tell(hp_worker *worker, const hp_flow *flow, int to) {
 
 bool hp_reset_flow(hp_worker *worker, uint32_t number) {
   hp_flow *flow = &worker->flows.flows[number];
-  uint32_t *deadline = &worker->flows.cold[number].deadline;
   if (flow->half[HP_INSIDE].flags & HP_TOLD)
-    return (int32_t)((uint32_t)worker->now - *deadline) >= 0;
+    return (int32_t)((uint32_t)worker->now - worker->flows.cold[number].deadline) >= 0;
   uint8_t state = hp_flow_state(flow);
   if (state != HP_STATE_OPENING && state != HP_STATE_ESTABLISHED)
     return true;
@@ -112,7 +111,7 @@ bool hp_reset_flow(hp_worker *worker, uint32_t number) {
   tell(worker, flow, HP_INSIDE);
   worker->resets++;
   flow->half[HP_INSIDE].flags |= HP_TOLD;
-  *deadline = (uint32_t)worker->now + HP_RESET_GRACE;
+  hp_flow_due(&worker->flows, number, (uint32_t)worker->now + HP_RESET_GRACE);
   return false;
 }
 

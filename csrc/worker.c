@@ -15,7 +15,7 @@
 #include "handover.h"
 #include "slices.h"
 
-enum { WAIT_WITH_FLOWS = 100, WAIT_DRAINING = 10, WAIT_IDLE = 1000, SWEEP_PERIOD = 1000, DRAIN_PERIOD = 100 };
+enum { WAIT_WITH_FLOWS = 100, WAIT_DRAINING = 10, WAIT_IDLE = 1000 };
 
 static void output_failed(void *context, uint32_t link, hp_reason reason) {
   hp_worker *worker = context;
@@ -44,19 +44,6 @@ static int wait_for(const hp_worker *worker) {
   if (worker->leaving_count || worker->resetting)
     return WAIT_DRAINING;
   return worker->flows.control->live ? WAIT_WITH_FLOWS : WAIT_IDLE;
-}
-
-/* As many numbers as the time since the last turn is worth, so that a pass takes SWEEP_PERIOD, and those that the
- * last turn left. */
-static void sweep(hp_worker *worker) {
-  uint64_t elapsed = worker->now - worker->swept_at;
-  worker->resets = 0;
-  if (elapsed == 0 && !worker->owed)
-    return;
-  worker->swept_at = worker->now;
-  uint64_t period = worker->leaving_count || worker->resetting ? DRAIN_PERIOD : SWEEP_PERIOD;
-  uint64_t budget = worker->flows.control->used * elapsed / period + 1 + worker->owed;
-  hp_expire(worker, (uint32_t)(budget < UINT32_MAX ? budget : UINT32_MAX));
 }
 
 static void send_batch(hp_worker *worker, const hp_packet *packets, uint32_t count) {
@@ -102,7 +89,7 @@ static void turn(hp_worker *worker) {
   }
   if (worker->workers > 1)
     hp_handover_take(worker);
-  sweep(worker);
+  hp_expire_turn(worker);
   if (worker->workers > 1)
     cooperate(worker, pass);
 }

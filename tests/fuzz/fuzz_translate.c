@@ -4,7 +4,8 @@
  * environment, from a VPC as an answer to some flow, an ICMP error about some flow, a burst of new flows, or plain
  * bytes), and any packet may have lies written over it; or it translates the batch and then lets time pass, sweeps,
  * adds, drains and removes links, or hands over to a successor. After each batch every packet is held against what the
- * engine's rules promise, and in the end the tables are (invariants.h).
+ * engine's rules promise, and in the end the tables are (invariants.h). The short way for steady packets is held
+ * against the general parser with each of them.
  *
  * Every packet has an allocation of just its capacity, so AddressSanitizer sees what goes beyond it.
  *
@@ -55,6 +56,7 @@ static void put_packet(world *w, const uint8_t *data, uint32_t length, uint32_t 
   memset(buffer, 0xa5, length + room);
   memcpy(buffer, data, length);
   memcpy(original, data, length);
+  check_steady(original, length);
   w->packets[w->count] = (hp_packet){.data = buffer, .length = length, .capacity = length + room, .link = link};
   w->sent[w->count] = (sent){.original = original, .length = length, .link = link};
   if (++w->count == HP_BATCH)

@@ -237,6 +237,9 @@ static inline void check_flow(const hp_worker *worker, uint32_t number, uint32_t
   if (inside->flags & HP_TOLD) /* it ends when the grace of its RSTs is over, whatever its timer says */
     latest = (uint32_t)worker->now + HP_RESET_GRACE;
   HOLD((int32_t)(worker->flows.cold[number].deadline - latest) <= 0);
+  const hp_flow_sweep *sweep = &worker->flows.sweep;
+  HOLD((int32_t)(sweep->soonest[number / HP_CHUNK] - worker->flows.cold[number].deadline) <= 0);
+  HOLD(sweep->owners[number] == hp_flow_owner(tunnel));
   if (mapping == HP_NONE)
     return;
   const hp_mapping *m = &worker->mappings.mappings[mapping];
@@ -291,6 +294,7 @@ static inline void check_worker(const hp_worker *worker) {
   check_mappings(&worker->mappings);
   for (uint32_t number = 0; number < worker->flows.control->used; number++) {
     const hp_flow *flow = &worker->flows.flows[number];
+    HOLD(hp_flow_live(flow) || worker->flows.sweep.owners[number] == 0);
     if (!hp_flow_live(flow))
       continue;
     check_flow(worker, number, mapping_flows);
