@@ -19,8 +19,8 @@
 #include "packet.h"
 #include "port.h"
 
-/* A link: a tunnel or an ENI, as it was configured. Written while no worker can name it, but for .draining, .drain,
- * .gone and .timers, which workers see change and load as single words. The first line is what a packet touches. */
+/* A link: a tunnel or an ENI, as it was configured. Written while no worker can name it, but for .draining, .gone
+ * and .timers, which are single words, and .drain, which is its worker's. The first line is what a packet touches. */
 typedef struct hp_link {
   uint8_t kind;     /* HP_LINK_* */
   uint8_t draining; /* removed; its flows are being swept, its number is not given out yet */
@@ -202,17 +202,16 @@ struct hp_engine {
 };
 
 static inline hp_link_stats *hp_stats(const hp_worker *worker, uint32_t link) { return &worker->stats[link]; }
-/* Words of a link that change while workers look at them. */
+/* It changes while workers look at it. */
 static inline bool hp_link_draining(const hp_link *link) { return __atomic_load_n(&link->draining, __ATOMIC_RELAXED); }
-static inline uint8_t hp_link_drain_mode(const hp_link *link) {
-  return __atomic_load_n(&link->drain, __ATOMIC_RELAXED);
-}
 /* Whether packets pass as if nothing but a link was there: neither removed nor drained. */
 static inline bool hp_link_open(const hp_link *link) {
-  return link->kind != HP_LINK_FREE && !(hp_link_draining(link) | hp_link_drain_mode(link));
+  return link->kind != HP_LINK_FREE && !(hp_link_draining(link) | link->drain);
 }
 
 /* engine.c */
+/* Whether it is an engine of this process; -1 with *error filled when it is a reader. */
+int hp_engine_check_own(const hp_engine *engine, hp_error *error);
 /* Runs a change with the callers' lock held. */
 int hp_engine_run(hp_engine *engine, int (*run)(hp_engine *, void *, hp_error *), void *arguments, hp_error *error);
 /* Within such a change: has a worker carry out its part, between two batches while it runs. */
@@ -220,7 +219,7 @@ int hp_worker_run(hp_worker *worker, int (*run)(hp_worker *, void *, hp_error *)
 /* With given regions, mapped and checked for what they should be, not repaired; NULL makes new ones. */
 hp_engine *hp_engine_open(const hp_config *config, const hp_given *given, hp_error *error);
 
-/* links.c */
+/* links.c, removal.c */
 /* Frees a link, whole or half made, that no worker can name. */
 void hp_link_give(hp_engine *engine, uint32_t number);
 /* Frees what this process keeps of a link. */

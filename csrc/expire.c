@@ -124,7 +124,7 @@ static void note_drained(hp_worker *worker) {
   for (uint32_t number = 1; number < used; number++) {
     const hp_link *link = &engine->links[number];
     if (hp_stats(worker, number)->flows == 0 || link->kind != HP_LINK_TUNNEL ||
-        !(hp_link_draining(link) || hp_link_drain_mode(link) == HP_DRAIN_RESET))
+        !(hp_link_draining(link) || link->drain == HP_DRAIN_RESET))
       continue;
     uint16_t owner = hp_flow_owner(number);
     worker->drained[owner / 64] |= 1ull << owner % 64;

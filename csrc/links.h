@@ -16,6 +16,8 @@ void hp_eni_configure(hp_link *link, const hp_eni_config *config);
 int hp_link_take_queues(hp_engine *engine, uint32_t number, const hp_eni_config *config, int fd, hp_error *error);
 /* For hp_worker_run() with a link number: starts to receive from it. */
 int hp_link_connect(hp_worker *worker, void *arguments, hp_error *error);
+/* A worker can name an ENI's addresses no more. */
+void hp_link_forget_addresses(hp_worker *worker, const hp_link *link);
 /* Has the first `count` workers stop receiving from a link. */
 void hp_link_disconnect(hp_engine *engine, uint32_t number, uint32_t count);
 /* Removes a link that nothing refers to but flows. */

@@ -78,8 +78,7 @@ typedef struct hp_ports {
   uint64_t **steering;   /* by address: worker by slice, for the ENI's program; NULL: none (steer.h) */
   uint32_t worker;       /* whose ports these are */
   uint32_t workers;
-  uint32_t retiring; /* slices */
-  bool in_need;      /* a slice was wanted since this was cleared */
+  bool in_need; /* a slice was wanted since this was cleared */
   hp_region lease_region;
   hp_ports_shown *shown;
   uint32_t count;
@@ -123,6 +122,8 @@ static inline uint8_t hp_slice_owner(const hp_ports *ports, uint32_t number, uin
 void hp_slice_retire(hp_ports *ports, uint32_t number, uint32_t slice);
 /* Gives back a retiring slice that nobody uses. */
 void hp_slice_release(hp_ports *ports, uint32_t number, uint32_t slice);
+/* A successor's: chooses from the slices that the table names as this worker's. */
+void hp_slices_recall(hp_ports *ports, uint32_t number);
 /* Whether a port of a slice has a user or rests. */
 bool hp_slice_in_use(hp_ports *ports, uint32_t number, uint32_t slice, uint64_t now);
 

@@ -13,6 +13,7 @@ from hyperplane.model import Rule, SecurityGroup
 T = TypeVar("T")
 
 NAME_LENGTH = 200
+CPUS = 1024  # CPU_SETSIZE, sched.h
 THIS_NETWORK = IPv4Network("0.0.0.0/8")  # RFC 1122 section 3.2.1.3
 
 
@@ -43,12 +44,12 @@ def cpus(what: str, value: str, most: int) -> list[int]:
     """Numbers of processors, as taskset has them: "0,2" or "0-3"; "" for none."""
     found: list[int] = []
     try:
-        for part in value.split(",") if value else ():
+        for part in instance(what, value, str).split(",") if value != "" else ():
             first, _, last = part.partition("-")
             found += range(int(first), int(last or first) + 1)
-        if (value and not found) or len(found) > most or any(not 0 <= number < 1024 for number in found):
+        if (value and not found) or len(found) > most or any(not 0 <= number < CPUS for number in found):
             raise ValueError
-    except (ValueError, AttributeError):
+    except ValueError:
         limit = f"at most {most} processors"
         remedy = "give numbers and ranges such as 0,2-3"
         raise InvalidValue(f"{what} is {value!r}", resource=what, limit=limit, remedy=remedy) from None

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,6 +88,8 @@ def test_default_timers_are_those_of_c(engine: Engine) -> None:
         ("port_quarantine", [0, -1, 1e9, "30", float("nan")]),
         ("huge_pages", [1, None]),
         ("seed", [-1, 1 << 64]),
+        ("workers", [0, 17, "2", None]),
+        ("pin", ["x", "3-1", "0-16", "1024", "-1", ",", "0,", None, 0]),
     ],
 )
 def test_engine_options_are_checked(option: str, values: list[Any]) -> None:
@@ -101,6 +104,38 @@ def test_the_smallest_engine_works() -> None:
         eni = engine.add_eni("198.19.0.5", name="e", security_groups=ALL)
         tunnel = engine.add_tunnel(eni, name="t", address="198.18.0.2")
         assert engine.translate([(tunnel, DATAGRAM)])[0].verdict == Verdict.FORWARD
+
+
+def workers() -> dict[str, set[int]]:
+    """The workers of this process and the CPUs that each may run on."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        name = (task / "comm").read_text().strip()
+        if name.startswith("hp-worker-"):
+            found[name] = os.sched_getaffinity(int(task.name))
+    return found
+
+
+def test_workers_are_threads_that_can_be_pinned() -> None:
+    anywhere = os.sched_getaffinity(0)
+    first, last = min(anywhere), max(anywhere)
+    with Engine(**SMALL, workers=3, pin=f"{last},{first}") as engine:
+        engine.start()
+        assert workers() == {"hp-worker-0": {last}, "hp-worker-1": {first}, "hp-worker-2": {last}}
+        engine.stop()
+        assert workers() == {}
+    with Engine(**SMALL, workers=2) as engine:
+        engine.start()
+        assert workers() == {"hp-worker-0": anywhere, "hp-worker-1": anywhere}
+        assert len(engine.status().workers) == 2
+
+
+def test_a_cpu_that_is_not_there() -> None:
+    with Engine(**SMALL, workers=2, pin=f"{min(os.sched_getaffinity(0))},1023") as engine:
+        with pytest.raises(EngineError, match="worker 1 cannot run on CPU 1023"):
+            engine.start()
+        assert workers() == {}
+        assert not engine.status().running
 
 
 BAD_ADDRESSES = [

@@ -223,7 +223,7 @@ static void test_slices_move_to_who_needs_them(void **state) {
     assert_int_equal(fill(l, TUNNEL + 3, 1, REMOTE_ADDRESS), 0); /* it goes on wanting one */
   }
   assert_int_equal(slices_of(l, 1), 1);
-  assert_int_equal(l->engine->workers[0].ports.retiring, 1);
+  assert_int_equal(__builtin_popcountll(l->engine->workers[0].ports.addresses[0].retiring), 1);
   recipe r = from_inside(HP_TCP, 65000, 80);
   assert_int_equal(pass(l, TUNNEL, &r), HP_REPLY); /* nor does that one take a port of what it is to give */
   check_engine(l->engine);
