@@ -206,7 +206,8 @@ static int open_links(hp_engine *engine, const hp_given *given, hp_error *error)
   const hp_config *c = &engine->config;
   engine->local = calloc(c->max_links + 1, sizeof *engine->local);
   engine->free_links = calloc(c->max_links + 1, sizeof *engine->free_links);
-  if (!engine->local || !engine->free_links)
+  engine->gates = calloc(c->max_links + 1, sizeof *engine->gates);
+  if (!engine->local || !engine->free_links || !engine->gates)
     return hp_fail(error, ENOMEM, "no memory for %u links; lower max_links", c->max_links);
   uint64_t links = (c->max_links + 1ull) * sizeof(hp_link);
   if (hp_region_open(&engine->link_region, given, "hp-links", links, false, error))
@@ -296,6 +297,7 @@ void hp_engine_free(hp_engine *engine) {
   free(engine->workers);
   free(engine->local);
   free(engine->free_links);
+  free(engine->gates);
   pthread_mutex_destroy(&engine->caller);
   free(engine);
 }

@@ -43,9 +43,16 @@ static uint32_t take_link(hp_engine *engine, uint8_t kind, int fd, hp_error *err
   return number;
 }
 
+void hp_gate_set(hp_engine *engine, uint32_t number) {
+  const hp_link *link = &engine->links[number];
+  bool shut = link->kind == HP_LINK_FREE || hp_link_draining(link) || link->drain;
+  __atomic_store_n(&engine->gates[number], shut ? 0 : (uint32_t)link->kind << 16 | link->mtu, __ATOMIC_RELAXED);
+}
+
 /* From now on a successor finds a whole link. */
 static int made(hp_engine *engine, uint32_t number) {
   __atomic_store_n(&engine->links[number].ready, 1, __ATOMIC_RELEASE);
+  hp_gate_set(engine, number);
   return (int)number;
 }
 

@@ -44,18 +44,17 @@ static inline void hash_item(const hp_flow_table *flows, hp_item *item) {
 }
 
 /* False: nothing has been done. */
-static inline bool classify_steady(const hp_flow_table *flows, const hp_link *links, hp_link_stats *stats,
-                                   hp_packet *packet, hp_item *item) {
-  const hp_link *link = &links[packet->link];
+static inline bool classify_steady(const hp_flow_table *flows, uint32_t gate, hp_link_stats *stats, hp_packet *packet,
+                                   hp_item *item) {
   uint32_t length = packet->length;
   hp_steady steady;
-  if (!hp_link_open(link) || !hp_steady_parse(packet->data, length, &steady))
+  if (!gate || !hp_steady_parse(packet->data, length, &steady))
     return false;
-  stats[packet->link].packets_in++;
-  stats[packet->link].bytes_in += length - HP_VNET_HEADER;
+  stats->packets_in++;
+  stats->bytes_in += length - HP_VNET_HEADER;
   packet->length = HP_VNET_HEADER + steady.total; /* padding ends here */
   item->headers.total = (uint16_t)steady.total;
-  item->side = link->kind == HP_LINK_TUNNEL ? HP_INSIDE : HP_OUTSIDE;
+  item->side = gate >> 16 == HP_LINK_TUNNEL ? HP_INSIDE : HP_OUTSIDE;
   item->lookup = HP_LOOKUP_STEADY;
   const uint64_t key[2] = {steady.addresses | packet->link << 8 | steady.protocol, steady.remote};
   memcpy(&item->key, key, sizeof key);
@@ -241,17 +240,17 @@ static void forward(hp_worker *worker, hp_packet *packet, const hp_item *item, u
 }
 
 /* A steady packet of a flow that is there and open. False: it is not, and nothing has been done. */
-static inline bool forward_steady(const hp_flow_table *flows, const hp_link *links, hp_link_stats *stats, uint32_t now,
-                                  hp_packet *packet, const hp_item *item) {
+static inline bool forward_steady(const hp_flow_table *flows, const hp_engine *engine, hp_link_stats *stats,
+                                  uint32_t now, hp_packet *packet, const hp_item *item) {
   hp_half *half = item->near;
   if (!half || !hp_key_equal(&half->key, &item->key))
     half = find_half(flows, item);
   if (!half)
     return false;
-  const hp_link *out = &links[half->out_link];
+  const uint32_t gate = hp_gate(engine, half->out_link);
   uint8_t *ip = packet->data + HP_VNET_HEADER;
   const uint32_t total = item->headers.total;
-  if (!hp_link_open(out) || ip[8] <= 1 || total > out->mtu || half->flags & HP_ATTENTION)
+  if (!gate || ip[8] <= 1 || total > (gate & 0xffff) || half->flags & HP_ATTENTION)
     return false;
   const uint32_t tcp = (uint8_t)item->key.link == HP_TCP;
   if (tcp)
@@ -294,10 +293,12 @@ __attribute__((noinline)) static void translate(hp_worker *worker, hp_packet *pa
 /* ---- the stages: functions of their own, so that each has the registers to itself ---- */
 
 __attribute__((noinline)) static void classify_all(hp_worker *worker, hp_packet *packets, uint32_t count) {
-  const hp_link *links = worker->engine->links;
-  for (uint32_t i = 0; i < count; i++)
-    if (!classify_steady(&worker->flows, links, worker->stats, &packets[i], &worker->items[i]))
+  const hp_engine *engine = worker->engine;
+  for (uint32_t i = 0; i < count; i++) {
+    uint32_t link = packets[i].link;
+    if (!classify_steady(&worker->flows, hp_gate(engine, link), &worker->stats[link], &packets[i], &worker->items[i]))
       classify(worker, &packets[i], &worker->items[i]);
+  }
 }
 
 __attribute__((noinline)) static void probe_all(hp_worker *worker, const hp_packet *packets, uint32_t count) {
@@ -307,11 +308,11 @@ __attribute__((noinline)) static void probe_all(hp_worker *worker, const hp_pack
 }
 
 __attribute__((noinline)) static void translate_all(hp_worker *worker, hp_packet *packets, uint32_t count) {
-  const hp_link *links = worker->engine->links;
+  const hp_engine *engine = worker->engine;
   uint32_t now = (uint32_t)worker->now;
   for (uint32_t i = 0; i < count; i++) {
     hp_item *item = &worker->items[i];
-    if (item->lookup != HP_LOOKUP_STEADY || !forward_steady(&worker->flows, links, worker->stats, now, &packets[i], item))
+    if (item->lookup != HP_LOOKUP_STEADY || !forward_steady(&worker->flows, engine, worker->stats, now, &packets[i], item))
       translate(worker, &packets[i], item);
   }
 }

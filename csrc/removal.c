@@ -30,6 +30,7 @@ void hp_link_give(hp_engine *engine, uint32_t number) {
   link->kind = HP_LINK_FREE;
   link->draining = 0;
   link->address_count = 0;
+  hp_gate_set(engine, number);
   engine->free_links[engine->free_count++] = number;
 }
 
@@ -111,6 +112,7 @@ int hp_link_leave(hp_engine *engine, uint32_t number) {
   uint32_t count = tunnel ? 1 : engine->config.workers;
   hp_error ignored;
   __atomic_store_n(&link->draining, 1, __ATOMIC_RELAXED);
+  hp_gate_set(engine, number);
   for (uint32_t i = 0; i < count; i++)
     hp_worker_run(first + i, disconnect, &number, &ignored);
   engine->local[number].fd = -1;

@@ -259,6 +259,7 @@ static void derive_links(hp_engine *engine) {
   for (uint32_t number = engine->links_used; --number > 0;) {
     hp_link *link = &engine->links[number];
     engine->local[number] = (hp_link_local){.fd = -1};
+    hp_gate_set(engine, number);
     if (link->kind == HP_LINK_FREE)
       engine->free_links[engine->free_count++] = number;
     if (link->draining)

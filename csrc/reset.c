@@ -32,6 +32,7 @@ static int begin_drain(hp_worker *worker, void *arguments, hp_error *error) {
   const struct drain *drain = arguments;
   hp_link *link = &worker->engine->links[drain->link];
   link->drain = drain->how;
+  hp_gate_set(worker->engine, drain->link);
   if (link->drain == HP_DRAIN_RESET && hp_stats(worker, drain->link)->flows)
     worker->resetting++;
   return 0;
