@@ -269,10 +269,13 @@ static void derive_links(hp_engine *engine) {
 
 /* ---- the rest ---- */
 
-/* Records are numbered before they are written: what was not finished is none. */
+/* Records are numbered before they are written: what was not finished is none, and the last number is that of the last
+ * that was. */
 static void repair_drops(hp_engine *engine) {
-  uint64_t last = engine->shared->drop_count, length = engine->drop_mask + 1;
-  for (uint64_t number = last > length ? last - length + 1 : 1; number <= last; number++) {
+  uint64_t *last = &engine->shared->drop_count, length = engine->drop_mask + 1;
+  for (uint64_t left = length; left && *last && engine->drops[*last & engine->drop_mask].number != *last; left--)
+    engine->drops[(*last)-- & engine->drop_mask].number = 0;
+  for (uint64_t number = *last > length ? *last - length + 1 : 1; number < *last; number++) {
     hp_drop *drop = &engine->drops[number & engine->drop_mask];
     if (drop->number != number)
       *drop = (hp_drop){.number = number, .reason = HP_REASONS};

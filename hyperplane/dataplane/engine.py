@@ -24,8 +24,8 @@ UINT64 = 0xFFFFFFFFFFFFFFFF
 class Engine(Linked):
     """A translation engine: its tables, its links and, once started, its worker threads.
 
-    Every method may be called from any thread. Changes are carried out when the call returns, whether the worker
-    runs or not. Errors: InvalidValue for a value that cannot be right, EngineError and its relatives for what the
+    Every method may be called from any thread. Changes are carried out when the call returns, whether the workers
+    run or not. Errors: InvalidValue for a value that cannot be right, EngineError and its relatives for what the
     engine or the kernel refuses. A context manager: leaving it closes the engine.
 
     Sizes are fixed for its life. max_flows: flows at the same time; max_mappings: UDP and ICMP mappings (0: as
@@ -103,18 +103,18 @@ class Engine(Linked):
     # Life
 
     def start(self) -> None:
-        """Starts the worker: it translates between the links' devices until stop(). Raises EngineError."""
+        """Starts the workers: they translate between the links' devices until stop(). Raises EngineError."""
         with self._open() as engine:
             if lib.hp_engine_start(engine, self._error):
                 native.fail(self._error, "engine")
 
     def stop(self) -> None:
-        """Ends the worker; flows, links and counters stay. Does nothing when it does not run."""
+        """Ends the workers; flows, links and counters stay. Does nothing when they do not run."""
         with self._open() as engine:
             lib.hp_engine_stop(engine)
 
     def close(self) -> None:
-        """Ends the worker and frees everything; descriptors stay the caller's to close. May be called twice."""
+        """Ends the workers and frees everything; descriptors stay the caller's to close. May be called twice."""
         with self._lock:
             if self._engine is None:
                 return
@@ -216,7 +216,7 @@ class Engine(Linked):
     def translate(
         self, packets: Iterable[tuple[Link, bytes]], *, now: int | None = None, vnet: bool = False, spare: int = SPARE
     ) -> list[Translated]:
-        """Runs packets through the code that the worker runs; only while the engine is not started.
+        """Runs packets through the code that the workers run; only while the engine is not started.
 
         packets: (link that it arrives from, bytes), the bytes an IPv4 packet, or with vnet=True a struct virtio_net_hdr
         (10 bytes) and an IPv4 packet. now: CLOCK_BOOTTIME ms, the present by default; never goes back. spare: bytes of
@@ -266,7 +266,7 @@ class Engine(Linked):
                 native.fail(self._error, "engine")
             return ended
 
-    # Looking: never stops the worker
+    # Looking: never stops a worker
 
     def flows(self, *, tunnel: Tunnel | None = None) -> list[Flow]:
         """All flows, or those of one tunnel."""

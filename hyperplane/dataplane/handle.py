@@ -19,7 +19,7 @@ UINT64 = 0xFFFFFFFFFFFFFFFF
 
 
 class Handle:
-    """Owns an hp_engine. Every method may be called from any thread; none stops the worker or waits for it."""
+    """Owns an hp_engine. Every method may be called from any thread; none stops a worker or waits for one."""
 
     _config: EngineConfig
 

@@ -1,5 +1,5 @@
 """The reaper closes TUN descriptors. The last close of one takes 16-23 ms: the kernel waits for everybody who may still
-look at the device (RCU grace periods). So it is nobody else's work, least of all the worker's.
+look at the device (RCU grace periods). So it is nobody else's work, least of all a worker's.
 
 Several threads, because the waits of several closes overlap: eight of them close four to five times as fast as one.
 """

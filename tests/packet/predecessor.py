@@ -97,8 +97,8 @@ def turn(lab: Lab, number: int) -> None:
     lab.sweep()
 
 
-def _serve(channel: socket.socket, prepare: Callable[[Lab], None]) -> None:
-    with Lab(tunnels=TUNNELS, max_flows=16_384, drop_records=256) as lab:
+def _serve(channel: socket.socket, prepare: Callable[[Lab], None], workers: int) -> None:
+    with Lab(tunnels=TUNNELS, max_flows=16_384, drop_records=256, workers=workers) as lab:
         prepare(lab)
         regions = lab.engine.regions()
         held = Held(lab.engine.config, list(regions), lab.now, lab.engine.flows())
@@ -116,13 +116,13 @@ def _serve(channel: socket.socket, prepare: Callable[[Lab], None]) -> None:
 
 
 @contextlib.contextmanager
-def predecessor(prepare: Callable[[Lab], None] = hold) -> Iterator[Process]:
+def predecessor(prepare: Callable[[Lab], None] = hold, *, workers: int = 1) -> Iterator[Process]:
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
         ours.close()
         try:
-            _serve(theirs, prepare)
+            _serve(theirs, prepare, workers)
         except BaseException:
             traceback.print_exc()
         finally:

@@ -105,10 +105,11 @@ def assert_new_ports_are_free(successor: Successor) -> None:
     assert len(ids) == len(flows) + 600
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("seed", range(12))
-def test_killed_while_it_translates(seed: int) -> None:
+def test_killed_while_it_translates(seed: int, workers: int) -> None:
     """SIGKILL at a random moment of a loop of translating, new flows, drops and sweeps: nothing held is lost."""
-    with predecessor() as process:
+    with predecessor(workers=workers) as process:
         process.work()
         time.sleep(random.Random(seed).uniform(0, 0.03))  # not to wait for something: to kill it anywhere
         process.kill()
@@ -138,9 +139,10 @@ def test_killed_again_and_again() -> None:
                 assert_counts_are_right(successor)
 
 
-def test_reader_sees_what_the_engine_sees() -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_reader_sees_what_the_engine_sees(workers: int) -> None:
     """From another process: while it waits, works, hangs and is dead, and after a successor went on."""
-    with predecessor() as process, Reader(process.held.config, process.regions) as reader:
+    with predecessor(workers=workers) as process, Reader(process.held.config, process.regions) as reader:
         reader.note(1, "eni0")
         for n in range(TUNNELS):
             reader.note(2 + n, f"env-{n}")
@@ -171,9 +173,11 @@ def test_reader_sees_what_the_engine_sees() -> None:
             assert reader.status().flows_high >= status.flows
 
 
-def test_a_started_engine_that_dies() -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_started_engine_that_dies(workers: int) -> None:
     """running is what it said last; its successor runs when it is started, and links are claimed while it does."""
-    with predecessor(lambda lab: lab.engine.start()) as process, Reader(process.held.config, process.regions) as reader:
+    started = predecessor(lambda lab: lab.engine.start(), workers=workers)
+    with started as process, Reader(process.held.config, process.regions) as reader:
         assert reader.status().running
         assert reader.status().io in ("io_uring", "epoll")
         process.kill()

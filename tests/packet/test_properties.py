@@ -73,13 +73,14 @@ def exchanges(draw: st.DrawFn) -> tuple[Packet, Packet]:
 
 
 @MANY
-@given(exchange=exchanges())
-def test_in_out_in_is_the_identity(exchange: tuple[Packet, Packet]) -> None:
+@given(exchange=exchanges(), workers=st.sampled_from([1, 2]))
+def test_in_out_in_is_the_identity(exchange: tuple[Packet, Packet], workers: int) -> None:
     """RFC 3022 section 4.1: what comes back is what the server sent, with the environment's own address and port in
     place of ours; both ways byte for byte, every checksum as scapy computes it."""
     sent, answer = exchange
-    with Lab() as lab:
-        there = lab.out(sent)
+    with Lab(workers=workers, tunnels=workers) as lab:
+        tunnel = workers - 1
+        there = lab.out(sent, tunnel)
         assert there.src == ENI
         if ICMP in there:
             outside, inside = there[ICMP].id, sent[ICMP].id
@@ -91,11 +92,11 @@ def test_in_out_in_is_the_identity(exchange: tuple[Packet, Packet]) -> None:
             assert bytes(there) == rewritten(sent, src=ENI, sport=outside)
             answer.payload.dport = outside
             expected = rewritten(answer, dst=INSIDE, dport=inside)
-        assert bytes(lab.back(answer)) == expected
+        assert bytes(lab.back(answer, tunnel)) == expected
         assert_checksums(bytes(there))
         # and what the server quotes in an error is what the environment sent
         error = IP(src=answer.src, dst=ENI) / ICMP(type=3, code=1) / bytes(there)[:548]
-        assert bytes(lab.back(error))[28:] == rewritten(sent)[:548]
+        assert bytes(lab.back(error, tunnel))[28:] == rewritten(sent)[:548]
 
 
 @MANY
@@ -164,13 +165,15 @@ def broken(draw: st.DrawFn) -> tuple[bytes, bytes]:
 
 
 @settings(MANY, max_examples=400)
-@given(packets=st.lists(st.tuples(st.booleans(), broken()), min_size=1, max_size=5))
-def test_whatever_comes_has_one_verdict_and_is_counted(packets: list[tuple[bool, tuple[bytes, bytes]]]) -> None:
+@given(packets=st.lists(st.tuples(st.booleans(), broken()), min_size=1, max_size=5), workers=st.sampled_from([1, 2]))
+def test_whatever_comes_has_one_verdict_and_is_counted(
+    packets: list[tuple[bool, tuple[bytes, bytes]]], workers: int
+) -> None:
     """No packet crashes the engine, leaves it without a reason, or leaves larger than it came; under ASan none is read
     beyond its end."""
-    with Lab() as lab:
+    with Lab(workers=workers, tunnels=workers) as lab:
         for inward, (promise, packet) in packets:
-            link = lab.eni if inward else lab.tunnels[0]
+            link = lab.eni if inward else lab.tunnels[-1]
             result = lab.send(link, packet, vnet=promise, spare=0)
             assert (result.verdict == Verdict.FORWARD) == (result.reason == Reason.NONE)
             assert len(result.packet) <= len(packet)
