@@ -20,7 +20,7 @@ from hyperplane.dataplane import io_engines
 
 HERE: Final = Path(__file__).parent
 RESULTS: Final = HERE / "results"
-ORDER: Final = ("test_memory.py", "test_throughput.py", "test_attach.py", "test_api_attach.py")
+ORDER: Final = ("test_memory.py", "test_throughput.py", "test_tunnels.py", "test_api_attach.py")
 FIGURES: Final = pytest.StashKey[list[Figure]]()
 
 
@@ -39,7 +39,7 @@ class Effort:
 
 
 QUICK: Final = Effort("quick", ("auto",), 5, 5, 1, 0.6, False, 1000)
-FULL: Final = Effort("full", ("io_uring", "epoll"), 11, 11, 2, 1.5, True, 3000)
+FULL: Final = Effort("full", ("io_uring", "epoll"), 11, 11, 2, 1.5, True, 10_000)
 EFFORT: Final = QUICK if os.environ.get("HYPERPLANE_BENCH") == "quick" else FULL
 
 
