@@ -22,7 +22,7 @@ from hyperplane.dataplane import io_engines
 
 HERE: Final = Path(__file__).parent
 RESULTS: Final = HERE / "results"
-ORDER: Final = ("test_memory.py", "test_throughput.py", "test_attach.py", "test_api_attach.py")
+ORDER: Final = ("test_memory.py", "test_throughput.py", "test_tunnels.py", "test_api_attach.py")
 FIGURES: Final = pytest.StashKey[list[Figure]]()
 
 
@@ -41,7 +41,7 @@ class Effort:
 
 
 QUICK: Final = Effort("quick", 5, 3, 3, 1, 0.5, False, 1000)
-FULL: Final = Effort("full", 11, 5, 3, 2, 1.0, True, 3000)
+FULL: Final = Effort("full", 11, 5, 3, 2, 1.0, True, 10_000)
 EFFORT: Final = QUICK if os.environ.get("HYPERPLANE_BENCH") == "quick" else FULL
 
 

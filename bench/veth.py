@@ -1,8 +1,9 @@
-"""Attaching an environment by a veth pair, at its best: messages that pyroute2 encoded once, over plain sockets.
+"""Attaching an environment by a veth pair, as platforms do: by netlink at its best, and by the commands of `ip`.
 
-One batch makes the pair, both ends with numbers that we choose (so nobody has to ask), and gives the outer end its
-address; another one, in the environment's namespace, gives the inner end its address and the default route. What a NAT
-would need for each environment besides (a rule, a set element) is left out.
+By netlink: messages that pyroute2 encoded once, over plain sockets. One batch makes the pair, both ends with numbers
+that we choose (so nobody has to ask), and gives the outer end its address; another one, in the environment's namespace,
+gives the inner end its address and the default route. By `ip`: a process for each of these steps.
+A NAT for all environments is one rule of the namespace that the outer ends are in: MASQUERADE.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -20,12 +23,17 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from bench.lab import setns
 
-RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE = 16, 20, 24  # linux/rtnetlink.h
+RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_NEWROUTE = 16, 17, 20, 24  # linux/rtnetlink.h
 REQUEST, CREATE = 0x5, 0x600  # linux/netlink.h: NLM_F_REQUEST | NLM_F_ACK; NLM_F_CREATE | NLM_F_EXCL
 NLMSG_ERROR: Final = 2
 IFF_UP: Final = 1
 INNER: Final = 999  # index of the inner end: the first ones are lo's and those that modules make
 FIRST_OUTER: Final = 1000
+
+# For nft(8), in the namespace of the outer ends.
+MASQUERADE: Final = (
+    "table ip nat { chain post { type nat hook postrouting priority srcnat; ip saddr 198.18.0.0/16 masquerade; }; }"
+)
 
 # What stands in the templates where values are written over.
 OUTER_MARK, FD_MARK, NAME_MARK = 0x7B6D5F43, 0x79674B31, "hpmark00000"
@@ -42,7 +50,8 @@ class VethAttacher:
     def __init__(self) -> None:
         self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._socket = netlink_socket()
-        self._outer, self._inner = _outer_batch(), _inner_batch()
+        self._outer, self._inner, self._delete = _outer_batch(), _inner_batch(), _deletion()
+        self.kernel = 0.0  # seconds that the kernel took for the last pair
 
     def attach(self, number: int, namespace: Path) -> None:
         """Attaches the namespace at a path as environment `number`, from 0 to 16,000. Raises OSError."""
@@ -52,28 +61,64 @@ class VethAttacher:
             values = {
                 struct.pack("=I", OUTER_MARK): struct.pack("=I", FIRST_OUTER + number),
                 struct.pack("=I", FD_MARK): struct.pack("=I", fd),
-                NAME_MARK.encode(): f"hpmark{number:05}".encode(),
+                NAME_MARK.encode(): _outer_name(number).encode(),
                 socket.inet_aton(OUTER_ADDRESS): outer,
                 socket.inet_aton(INNER_ADDRESS): inner,
             }
-            _send(self._socket, _filled(self._outer, values), 3)
+            self.kernel = _send(self._socket, _filled(self._outer, values), 3)
             setns(fd)
             try:
                 with netlink_socket() as inside:
-                    _send(inside, _filled(self._inner, values), 3)
+                    self.kernel += _send(inside, _filled(self._inner, values), 3)
             finally:
                 setns(self._home)
         finally:
             os.close(fd)
+
+    def detach(self, number: int) -> None:
+        """Deletes the pair of environment `number`; returns when it is gone. Raises OSError."""
+        deletion = _filled(self._delete, {struct.pack("=I", OUTER_MARK): struct.pack("=I", FIRST_OUTER + number)})
+        _send(self._socket, deletion, 1)
 
     def close(self) -> None:
         self._socket.close()
         os.close(self._home)
 
 
+class IpAttacher:
+    """As VethAttacher, by the commands of `ip`, which inherit the calling thread's namespace."""
+
+    kernel = 0.0  # not known
+
+    def attach(self, number: int, namespace: Path) -> None:
+        outer, inner = (socket.inet_ntoa(address) for address in _addresses(number))
+        device = _outer_name(number)
+        there = ("-n", namespace.name)
+        _ip("link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", namespace.name)
+        _ip("address", "add", f"{outer}/30", "dev", device)
+        _ip("link", "set", device, "up")
+        _ip(*there, "address", "add", f"{inner}/30", "dev", "eth0")
+        _ip(*there, "link", "set", "eth0", "up")
+        _ip(*there, "route", "add", "default", "via", outer)
+
+    def detach(self, number: int) -> None:
+        _ip("link", "delete", _outer_name(number))
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+
 def outer_address(number: int) -> str:
     """Of the outer end of environment `number`."""
     return socket.inet_ntoa(_addresses(number)[0])
+
+
+def _outer_name(number: int) -> str:
+    return f"hpmark{number:05}"
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(("ip", *arguments), stdin=subprocess.DEVNULL, check=True, timeout=60)
 
 
 def _addresses(number: int) -> tuple[bytes, bytes]:
@@ -88,7 +133,9 @@ def _filled(template: bytes, values: dict[bytes, bytes]) -> bytes:
     return template
 
 
-def _send(kernel: socket.socket, batch: bytes, count: int) -> None:
+def _send(kernel: socket.socket, batch: bytes, count: int) -> float:
+    """Returns the seconds between sending and the last answer."""
+    begun = time.perf_counter()
     kernel.send(batch)
     answered = 0
     while answered < count:
@@ -100,6 +147,7 @@ def _send(kernel: socket.socket, batch: bytes, count: int) -> None:
                 raise OSError(-code, f"netlink message {answered + 1} refused")
             answered += 1
             data = data[length + 3 & ~3 :]
+    return time.perf_counter() - begun
 
 
 def _encoded(message: Any, kind: int, how: int, attributes: Sequence[tuple[str, Any]], **fields: Any) -> bytes:
@@ -121,6 +169,10 @@ def _address(index: int, address: str) -> bytes:
 
 def _up(index: int) -> bytes:
     return _encoded(ifinfmsg(), RTM_NEWLINK, REQUEST, [], index=index, flags=IFF_UP, change=IFF_UP)
+
+
+def _deletion() -> bytes:
+    return _encoded(ifinfmsg(), RTM_DELLINK, REQUEST, [], index=OUTER_MARK)
 
 
 def _outer_batch() -> bytes:
