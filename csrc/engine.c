@@ -115,9 +115,6 @@ static void measure(hp_engine *engine) {
     if (i + 1 == HP_FLOW_REGIONS)
       memory.bytes_per_flow = (uint32_t)(memory.bytes / engine->config.max_flows);
   }
-  const hp_flow_sweep *sweep = &engine->worker.flows.sweep;
-  memory.bytes += sweep->soonest_region.bytes + sweep->owner_region.bytes;
-  memory.huge_bytes += sweep->soonest_region.huge + sweep->owner_region.huge;
   engine->shared->memory = memory;
 }
 
