@@ -13,6 +13,7 @@ Better = Literal["lower", "higher"]
 
 # What one unit of work takes, in seconds, from a value in that unit: pytest-benchmark's statistics are about times.
 SECONDS: Final[dict[str, Callable[[float], float]]] = {
+    "ns": lambda value: value * 1e-9,
     "ns/packet": lambda value: value * 1e-9,
     "us": lambda value: value * 1e-6,
     "Gb/s": lambda value: 1e-9 / value,
