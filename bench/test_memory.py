@@ -1,8 +1,8 @@
-"""Translation in memory: the packet path without devices, next to a bare table of the same flows."""
+"""The packet path in memory, without devices: what packets of known flows cost, new flows, and flows that just are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -15,9 +15,12 @@ from hyperplane._native import ffi, lib
 pytestmark = [pytest.mark.benchmark(timer=replay_clock), pytest.mark.timeout(600)]
 
 PACKETS: Final = 1_000_000
+CREATIONS: Final = 300_000
 SIZES: Final = {"256": 256, "1k": 1 << 10, "64k": 1 << 16, "1M": 1 << 20, "16M": (1 << 24) - 1}
-TRAFFIC: Final = {"udp": lib.HP_BENCH_UDP, "tcp": lib.HP_BENCH_TCP}
-BARS: Final = {"64k": (1.6, 1.2), "1M": (1.5, 1.15), "16M": (1.4, 1.1)}  # must, goal
+TRAFFIC: Final = {"UDP": lib.HP_BENCH_UDP, "TCP": lib.HP_BENCH_TCP}
+BARS: Final = {"64k": 1.6, "1M": 1.5, "16M": 1.4}
+BARE_BYTES: Final = 2 * (64 + 4 / 0.625)  # a line and a slot of the index for each direction
+KNOWN: Final = "a packet of a known flow"
 
 
 @contextmanager
@@ -32,40 +35,76 @@ def _tables(flows: int, traffic: int) -> Iterator[Any]:
         lib.hp_bench_free(bench)
 
 
-def _ns(function: str, *arguments: Any) -> float:
+def _ns(function: Callable[..., float], *arguments: Any) -> float:
     error = ffi.new("hp_error *")
-    ns: float = getattr(lib, function)(*arguments, error)
-    assert ns >= 0, f"{function}: {ffi.string(error.text).decode()}"
+    ns = function(*arguments, error)
+    assert ns >= 0, f"{function} {arguments}: {ffi.string(error.text).decode()}"
     return ns
+
+
+def _in_turns(rounds: int, ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[list[float], list[float]]:
+    here: list[float] = []
+    there: list[float] = []
+    for turn in range(rounds):
+        runs = [(there, theirs), (here, ours)]
+        for values, run in runs if turn % 2 == 0 else reversed(runs):
+            values.append(run())
+    return here, there
 
 
 @pytest.mark.parametrize("traffic", list(TRAFFIC))
 @pytest.mark.parametrize("size", list(SIZES))
 def test_translate(size: str, traffic: str, record: Recorder, effort: Effort) -> None:
-    """ns per packet, both directions mixed: datagrams of 64 bytes, or TCP's data segments and ACKs."""
+    """Both directions mixed, in random order: datagrams of 64 bytes, or TCP's data segments and ACKs."""
     if effort.name == "quick" and size not in ("64k", "1M"):
         pytest.skip("only with `make bench`")
-    translated: list[float] = []
-    bare: list[float] = []
-    with _tables(SIZES[size], TRAFFIC[traffic]) as bench:
-        for turn in range(effort.memory_rounds):
-            runs = [(bare, "hp_bench_table"), (translated, "hp_bench_translate")]
-            for values, function in runs if turn % 2 == 0 else reversed(runs):
-                values.append(_ns(function, bench, PACKETS))
-        memory = ffi.new("hp_memory *")
+    flows = SIZES[size]
+    memory = ffi.new("hp_memory *")
+    with _tables(flows, TRAFFIC[traffic]) as bench:
+        here, there = _in_turns(
+            effort.memory_rounds,
+            lambda: _ns(lib.hp_bench_translate, bench, PACKETS),
+            lambda: _ns(lib.hp_bench_table, bench, PACKETS),
+        )
         lib.hp_bench_memory(bench, memory)
-    must, goal = BARS.get(size, (0.0, 0.0))
-    record(
-        f"in memory, {size} flows, {traffic.upper()}",
-        "ns/packet",
-        "lower",
-        "bare table",
-        translated,
-        bare,
-        bars=(Bar("ratio", must, "lower"),) if must else (),
-        goal=goal,
-        flows=SIZES[size],
-        packets=PACKETS,
-        huge_bytes=memory.huge_bytes,
-        bytes=memory.bytes,
+    udp = traffic == "UDP"
+    bars = (Bar("ratio", BARS[size], "lower"),) if udp and size in BARS else ()
+    name = f"in memory, {size} flows" + ("" if udp else f", {traffic}")
+    sizes = {"flows": flows, "packets": PACKETS, "bytes": memory.bytes, "huge_bytes": memory.huge_bytes}
+    record(name, "ns/packet", "lower", "bare table", here, there, bars=bars, **sizes)
+    if udp and size == "1M":
+        most = (Bar("value", 176, "lower"),)
+        record("bytes per flow", "bytes", "lower", "bare table", [memory.bytes / flows], [BARE_BYTES], bars=most)
+
+
+def _next_to_a_packet(name: str, ours: Callable[[], float], bars: Sequence[Bar], record: Recorder, rounds: int) -> None:
+    """In ns, at a million flows."""
+    with _tables(SIZES["1M"], lib.HP_BENCH_TCP) as bench:
+        here, there = _in_turns(rounds, ours, lambda: _ns(lib.hp_bench_translate, bench, PACKETS))
+    record(name, "ns", "lower", KNOWN, here, there, bars=tuple(bars), flows=SIZES["1M"])
+
+
+@pytest.mark.parametrize("dense", [False, True], ids=["many destinations", "one destination"])
+def test_create(dense: bool, record: Recorder, effort: Effort) -> None:
+    """A SYN until it has left: admission, port, flow, translation. A million other flows are there."""
+    name = "flow creation, 90 % of the ports taken" if dense else "flow creation, 1M flows"
+    most = (Bar("value", 600 if dense else 300, "lower"),)
+    _next_to_a_packet(
+        name,
+        lambda: _ns(lib.hp_bench_create, SIZES["1M"], int(dense), CREATIONS, 1),
+        most,
+        record,
+        effort.memory_rounds,
     )
+
+
+def test_keep(record: Recorder, effort: Effort) -> None:
+    """What the sweep takes for each flow in a second in which nothing happens, with a timer of five minutes."""
+    name = "keeping a flow for a second, 1M flows"
+    _next_to_a_packet(name, lambda: _ns(lib.hp_bench_keep, SIZES["1M"], 1), (), record, effort.memory_rounds)
+
+
+def test_end(record: Recorder, effort: Effort) -> None:
+    """What the sweep takes for each flow whose time is over, all of them in a row."""
+    name = "ending a flow, 1M flows"
+    _next_to_a_packet(name, lambda: _ns(lib.hp_bench_end, SIZES["1M"], 1), (), record, effort.memory_rounds)

@@ -12,8 +12,10 @@ typedef struct sweeping {
 } sweeping;
 
 static int sweeping_new(sweeping *s, uint32_t flows, bool huge, hp_error *error) {
-  if (flows < 1 || flows > HP_MAX_FLOWS / 2)
-    return hp_fail(error, EINVAL, "flows is %u; it must be 1 to %d", flows, HP_MAX_FLOWS / 2);
+  if (flows < 1 || flows > HP_MAX_FLOWS / 2) {
+    hp_fail(error, EINVAL, "flows is %u; it must be 1 to %d", flows, HP_MAX_FLOWS / 2);
+    return -1;
+  }
   if (hp_traffic_new(&s->traffic, flows, SHIFT, false, error))
     return -1;
   s->engine = hp_bench_engine(flows, s->traffic.tunnels, huge, error);

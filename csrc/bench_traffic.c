@@ -28,7 +28,8 @@ int hp_traffic_new(hp_traffic *t, uint32_t flows, uint32_t shift, bool tcp, hp_e
   t->buffers = aligned_alloc(64, sizeof *t->buffers * HP_BATCH);
   if (!t->ids || !t->buffers) {
     hp_traffic_free(t);
-    return hp_fail(error, ENOMEM, "no memory for the packets of %u flows", flows);
+    hp_fail(error, ENOMEM, "no memory for the packets of %u flows", flows);
+    return -1;
   }
   hp_random random;
   hp_random_init(&random, 88172645463325252u);

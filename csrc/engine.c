@@ -194,9 +194,7 @@ static void measure(hp_engine *engine) {
   }
   for (uint32_t i = 0; i < engine->config.workers; i++) {
     const hp_flow_sweep *sweep = &engine->workers[i].flows.sweep;
-    flows += sweep->soonest_region.bytes + sweep->owner_region.bytes;
-    memory.bytes += sweep->soonest_region.bytes + sweep->owner_region.bytes;
-    memory.huge_bytes += sweep->soonest_region.huge + sweep->owner_region.huge;
+    flows += sweep->soonest_region.bytes + sweep->owner_region.bytes; /* not among the regions: derived */
   }
   memory.bytes_per_flow = (uint32_t)(flows / engine->config.max_flows);
   engine->shared->memory = memory;

@@ -75,6 +75,7 @@ int hp_flow_table_open(hp_flow_table *table, const hp_given *given, uint32_t cap
   table->cold = table->cold_region.at;
   table->control = table->control_region.at;
   memcpy(table->seed, table->control->seed, sizeof table->seed);
+  table->seed[3] |= 1; /* so that multiplying by it loses nothing */
   return 0;
 }
 

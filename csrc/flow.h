@@ -141,7 +141,7 @@ void hp_flow_table_free(hp_flow_table *table);
 static inline uint64_t hp_hash(const uint64_t seed[4], uint64_t a, uint64_t b) {
   unsigned __int128 product = (unsigned __int128)(a + seed[0]) * (b + seed[1]);
   uint64_t x = (uint64_t)product ^ (uint64_t)(product >> 64) ^ seed[2];
-  product = (unsigned __int128)x * (seed[3] | 1);
+  product = (unsigned __int128)x * seed[3]; /* odd: see the table's */
   return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
 /* Of the key's two words as they lie in memory: nothing has to be put together. */

@@ -350,7 +350,7 @@ void hp_bench_free(hp_bench *bench);
  * *error when it cannot be done. */
 double hp_bench_translate(hp_bench *bench, uint32_t packets, hp_error *error);
 double hp_bench_table(hp_bench *bench, uint32_t packets, hp_error *error);
-/* The engine's regions. */
+/* The engine's regions, and what it derives from them. */
 void hp_bench_memory(hp_bench *bench, hp_memory *memory);
 /* ns per flow made, from a SYN, in batches, in a table that holds `flows` others. dense: towards one destination where
  * 90 % of the ports are taken; else towards many. */

@@ -29,7 +29,7 @@ class Engine(Linked):
     engine or the kernel refuses. A context manager: leaving it closes the engine.
 
     Sizes are fixed for its life. max_flows: flows at the same time; max_mappings: UDP and ICMP mappings (0: as
-    max_flows); max_links: tunnels and ENIs; max_addresses: ENI addresses in all; buffers: receive buffers per kind of
+    many as there can be); max_links: tunnels and ENIs; max_addresses: ENI addresses in all; buffers: receive buffers per kind of
     link, a power of two; drop_records: length of the drop ring; refusal_rate: RSTs and ICMP errors that the engine
     sends per second and link; port_quarantine: seconds before the port of an ended mapping is given out again; seed:
     not 0 makes hash keys and ports reproducible, for tests only; workers: threads that translate, each with its share
