@@ -120,7 +120,7 @@ def _cells(figure: Figure) -> tuple[str, ...]:
         figure.rival,
         f"{number(figure.median)} {figure.unit}",
         f"{number(figure.rival_median)} {figure.unit}",
-        f"{figure.ratio:.2f}x",
+        f"{figure.ratio:.2f}x" + ("" if figure.better == "higher" else " (less is better)"),
         f"{min(figure.ratios):.2f}x" if several else "",
         f"{max(figure.ratios):.2f}x" if several else "",
     )
@@ -128,7 +128,12 @@ def _cells(figure: Figure) -> tuple[str, ...]:
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     """A table whose first row is its head; what is not reached stands out."""
-    lines = ["| " + " | ".join(cell.replace("NOT REACHED", "**not reached**") for cell in row) + " |" for row in rows]
+    lines = []
+    for row in rows:
+        line = "| " + " | ".join(row) + " |"
+        for word in ("NOT REACHED", goals.NOT_MEASURED):
+            line = line.replace(word, f"**{word.lower()}**")
+        lines.append(line)
     return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
 
 
