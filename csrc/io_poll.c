@@ -69,16 +69,19 @@ static void free_all(hp_io *io) {
       close(io->groups[g].epoll);
     free(io->groups[g].free);
   }
+  hp_coalesce_close(&io->coalescer);
   hp_buffers_free(&io->buffers);
   free(io->links);
   free(io);
 }
 
+static void write_chain(hp_io *io, uint32_t head);
+
 static int set_up(hp_io *io, hp_error *error) {
   if (hp_buffers_new(&io->buffers, io->config.buffers, error))
     return -1;
   io->links = calloc(io->config.max_links, sizeof *io->links);
-  if (!io->links)
+  if (!io->links || hp_coalesce_open(&io->coalescer, &io->buffers, io->config.max_links, io, write_chain))
     return hp_fail(error, ENOMEM, "epoll: no memory for %u links; lower max_links", io->config.max_links);
   for (int g = 0; g < HP_GROUPS; g++) {
     struct group *group = &io->groups[g];
@@ -93,8 +96,6 @@ static int set_up(hp_io *io, hp_error *error) {
   }
   return 0;
 }
-
-static void write_chain(hp_io *io, uint32_t head);
 
 static hp_io *poll_open(const hp_io_config *config, hp_error *error) {
   if (hp_io_check_config(config, error))
@@ -111,7 +112,6 @@ static hp_io *poll_open(const hp_io_config *config, hp_error *error) {
     free_all(io);
     return NULL;
   }
-  hp_coalesce_init(&io->coalescer, &io->buffers, io, write_chain);
   return io;
 }
 
@@ -126,6 +126,7 @@ static int poll_add(hp_io *io, uint32_t number, int fd, int group, hp_error *err
                    remedy);
   }
   io->links[number] = (struct link){.fd = fd, .group = (uint8_t)group, .added = true, .watched = true};
+  hp_coalesce_link(&io->coalescer, number);
   return 0;
 }
 
@@ -163,6 +164,10 @@ static void write_chain(hp_io *io, uint32_t head) {
   if (note->link < io->config.max_links && io->links[note->link].added) {
     int count = hp_chain_vector(&io->buffers, head, vector);
     written = pwritev2(io->links[note->link].fd, vector, count, -1, RWF_NOWAIT);
+  }
+  if (written < 0 && hp_coalesce_refused(&io->coalescer, head, errno)) {
+    hp_chain_split(&io->buffers, head, io, write_chain);
+    return;
   }
   if (written < 0)
     hp_chain_failed(&io->config, &io->buffers, head, errno);

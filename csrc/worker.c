@@ -26,8 +26,12 @@ static void device_gone(void *context, uint32_t link) {
   worker->engine->links[link].gone = 1;
 }
 
+static bool commands_wait(const hp_engine *engine) {
+  return engine->ring_head != __atomic_load_n(&engine->ring_tail, __ATOMIC_ACQUIRE);
+}
+
 static void run_commands(hp_engine *engine) {
-  while (engine->ring_head != __atomic_load_n(&engine->ring_tail, __ATOMIC_ACQUIRE)) {
+  while (commands_wait(engine)) {
     hp_command *command = engine->ring[engine->ring_head++ % HP_COMMANDS];
     command->result = command->run(engine, command->arguments, command->error);
     sem_post(&command->done);
@@ -77,7 +81,9 @@ static void turn(hp_worker *worker) {
     worker->shared->batches++;
     hp_nat_batch(worker, packets, count);
     send_batch(worker, packets, count);
-    worker->io_ops->flush(worker->io);
+    /* receive() sends before it waits: in the same system call. */
+    if (worker->now != worker->swept_at || worker->owed || commands_wait(engine))
+      worker->io_ops->flush(worker->io);
   }
   sweep(worker);
 }
