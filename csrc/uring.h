@@ -25,7 +25,7 @@ enum {
 enum { HP_QUEUE_COLD = 0, HP_QUEUE_HOT = 1, HP_QUEUES = 2 };
 
 /* Buffer rings: one that is shared for each group, and some of their own for links that take much. */
-enum { HP_HOT_RINGS = 8, HP_RINGS = HP_GROUPS * (1 + HP_HOT_RINGS) };
+enum { HP_HOT_RINGS = 4, HP_RINGS = HP_GROUPS * (1 + HP_HOT_RINGS) };
 _Static_assert((int)HP_RINGS <= 32, "each has a bit");
 
 struct uring_link {
@@ -62,8 +62,6 @@ struct uring_group {
 struct uring_share {
   uint32_t *free;
   uint32_t count;
-  uint32_t total;
-  uint32_t owners; /* hot links that share it */
 };
 
 struct uring_ring {
@@ -72,6 +70,7 @@ struct uring_ring {
   uint32_t entries;
   uint32_t filled; /* buffers in it, as far as completions tell */
   uint32_t out;    /* taken from it and not given back yet */
+  uint32_t quota;  /* of both together at most */
   uint32_t size;   /* bytes of its link's packets, on average */
   uint32_t owner;  /* the link that has it for itself, or HP_NO_LINK */
   uint32_t turn;   /* the latest in which the owner was read from */

@@ -8,7 +8,8 @@
  *
  * How many buffers a link's own ring holds bounds what the link contributes to a turn, and so how long others wait
  * because of it: HOT_BYTES, whether that is eight super-packets or all the small packets that the share has room for.
- * Buffers come from a stack, so few of them are used again and again, and stay in the processor's cache.
+ * Buffers come from a stack, so few of them are used again and again, and stay in the processor's cache. A ring
+ * cannot be emptied, so each has a quota of its own: no link that has fallen silent keeps the buffers of another one.
  *
  * A link whose read is not armed waits in a queue of its group, first come first served, and is armed while the shared
  * ring has a buffer for it: so nobody retries before a buffer came back. A newly added link starts in that queue. There
@@ -22,7 +23,8 @@ enum {
   HOT_PACKETS = 16,      /* in one turn, or since its read was armed: the link takes much */
   HOT_BYTES = 512 << 10, /* of buffers of a link's own ring; a part of them in one turn: it takes much */
   HOT_SHARE = 4,         /* which part */
-  HOT_LEAST = 8,         /* buffers of a link's own ring */
+  HOT_LEAST = 8,         /* buffers of a link's own ring, */
+  HOT_MOST = 128,        /* and no more than that */
   SILENT_TURNS = 64,     /* after which a link's own ring may be given to another one */
   MEMORY = 8             /* packets over which their size is averaged */
 };
@@ -49,8 +51,8 @@ void hp_uring_give_back(hp_io *io, uint32_t number) {
 static void fill(hp_io *io, uint32_t index, uint32_t window) {
   struct uring_ring *ring = &io->rings[index];
   struct uring_share *share = &io->shares[ring->share];
-  uint32_t quota = share->total / (share->owners ? share->owners : 1), added = 0;
-  while (ring->filled + added < window && ring->filled + added + ring->out < quota && share->count) {
+  uint32_t added = 0;
+  while (ring->filled + added < window && ring->filled + added + ring->out < ring->quota && share->count) {
     uint32_t number = share->free[--share->count];
     io->ring_of[number] = (uint8_t)index;
     io_uring_buf_ring_add(ring->ring, hp_buffer(&io->buffers, number), HP_BUFFER, (unsigned short)number,
@@ -63,7 +65,7 @@ static void fill(hp_io *io, uint32_t index, uint32_t window) {
 
 static uint32_t window_of(const struct uring_ring *ring) {
   uint32_t window = HOT_BYTES / (ring->size ? ring->size : 1);
-  return window < HOT_LEAST ? HOT_LEAST : window > ring->entries ? ring->entries : window;
+  return window < HOT_LEAST ? HOT_LEAST : window > HOT_MOST ? HOT_MOST : window;
 }
 
 /* ---- a ring of its own ---- */
@@ -115,9 +117,7 @@ static void give_own(hp_io *io, uint32_t number) {
   io->owned |= 1u << (ring - io->rings);
   ring->turn = io->turn;
   ring->size = link->bytes / link->packets;
-  if (before == HP_NO_LINK)
-    io->shares[ring->share].owners++;
-  else
+  if (before != HP_NO_LINK)
     move(io, before);
   move(io, number);
 }
@@ -158,7 +158,6 @@ void hp_uring_unplace(hp_io *io, uint32_t number) {
     if (ring->owner == number) {
       ring->owner = HP_NO_LINK;
       io->owned &= ~(1u << (ring - io->rings));
-      io->shares[ring->share].owners--;
     }
   if (link->queued)
     hp_uring_dequeue(io, number);

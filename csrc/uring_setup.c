@@ -20,7 +20,9 @@ enum {
   CQ_ENTRIES_MAX = 65536, /* IORING_MAX_CQ_ENTRIES */
   CQ_ENTRIES_MIN = 4 * SQ_ENTRIES,
   REGISTERED_MAX = 1 << 20, /* IORING_MAX_FIXED_FILES */
-  HOT_BUFFERS_MIN = 64      /* buffers of a group with which links get rings of their own */
+  HOT_BUFFERS_MIN = 64,     /* buffers of a group with which links get rings of their own */
+  HOT_BUFFERS_MAX = 8192,   /* with more their numbers would not have 16 bits */
+  HOT_FACTOR = 4            /* times as many there are then; pages come when they are used */
 };
 
 /* Whether taking a descriptor out of the table drops its file at once although an older request on
@@ -72,13 +74,18 @@ static int new_ring(hp_io *io, uint32_t completions, hp_error *error) {
 
 static int new_buffer_ring(hp_io *io, uint32_t index, uint32_t group, bool hot, hp_error *error) {
   struct uring_ring *ring = &io->rings[index];
-  uint32_t count = hot ? io->buffers.per_group - io->shared : io->shared;
+  uint32_t count = hot ? io->buffers.per_group : io->shared; /* a power of two */
+  uint32_t quota = hot ? (io->buffers.per_group - io->shared) / HP_HOT_RINGS : io->shared;
   size_t bytes = count * sizeof(struct io_uring_buf);
   void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (at == MAP_FAILED)
     return hp_fail(error, errno, "io_uring: no memory for a ring of %u buffers: %s", count, strerror(errno));
-  *ring = (struct uring_ring){
-      .ring = at, .bytes = bytes, .entries = count, .owner = HP_NO_LINK, .share = (uint8_t)(group * 2 + hot)};
+  *ring = (struct uring_ring){.ring = at,
+                              .bytes = bytes,
+                              .entries = count,
+                              .quota = quota,
+                              .owner = HP_NO_LINK,
+                              .share = (uint8_t)(group * 2 + hot)};
   struct io_uring_buf_reg registration = {.ring_addr = (uintptr_t)at, .ring_entries = count, .bgid = (uint16_t)index};
   int result = io_uring_register_buf_ring(&io->ring, &registration, 0);
   if (result < 0)
@@ -91,7 +98,7 @@ static int new_buffer_ring(hp_io *io, uint32_t index, uint32_t group, bool hot, 
 /* The share's buffers; the first one is the first to be used. */
 static int new_share(hp_io *io, uint32_t index, uint32_t first, uint32_t count, hp_error *error) {
   struct uring_share *share = &io->shares[index];
-  *share = (struct uring_share){.free = calloc(count + 1, sizeof *share->free), .count = count, .total = count};
+  *share = (struct uring_share){.free = calloc(count + 1, sizeof *share->free), .count = count};
   if (!share->free)
     return hp_fail(error, ENOMEM, "io_uring: no memory for %u buffers; lower buffers", count);
   for (uint32_t i = 0; i < count; i++)
@@ -144,11 +151,12 @@ static bool allocate(hp_io *io) {
 }
 
 static int set_up(hp_io *io, hp_error *error) {
-  if (hp_buffers_new(&io->buffers, io->config.buffers, error))
+  uint32_t asked = io->config.buffers;
+  bool hot = asked >= HOT_BUFFERS_MIN && asked <= HOT_BUFFERS_MAX;
+  if (hp_buffers_new(&io->buffers, hot ? HOT_FACTOR * asked : asked, error))
     return -1;
-  bool hot = io->buffers.per_group >= HOT_BUFFERS_MIN;
   io->hot_rings = hot ? HP_HOT_RINGS : 0;
-  io->shared = hot ? io->buffers.per_group / 2 : io->buffers.per_group;
+  io->shared = hot ? asked / 2 : asked;
   uint64_t completions = (uint64_t)io->buffers.count + io->config.max_links + SQ_ENTRIES;
   if (!allocate(io))
     return hp_fail(error, ENOMEM, "io_uring: no memory for %u links; lower max_links", io->config.max_links);
