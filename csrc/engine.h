@@ -56,7 +56,7 @@ typedef struct hp_link_local {
   int claimed; /* added or claimed in this process */
 } hp_link_local;
 
-enum { HP_LAYOUT = 1 }; /* of all regions together: another number for every change of what is in them */
+enum { HP_LAYOUT = 2 }; /* of all regions together: another number for every change of what is in them */
 #define HP_SHARED_MAGIC 0x6d656e616c707968u /* "hyplanem" */
 
 /* The engine's own words, in a region. The worker writes them, readers load them. */
@@ -129,8 +129,8 @@ struct hp_engine {
   hp_link *links; /* by link number; 0 is never used */
   hp_link_local *local;
   hp_region link_region;
-  uint32_t links_used;  /* numbers below this have been given out */
   uint32_t *free_links; /* a stack of numbers to use again */
+  uint32_t links_used;  /* numbers below this have been given out */
   uint32_t free_count;
   uint32_t draining;  /* links that wait for the sweep */
   uint32_t resetting; /* tunnels that have flows to reset */

@@ -143,6 +143,24 @@ int64_t hp_io_clock(void) {
   return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
+int64_t hp_io_nanoseconds(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+int64_t hp_spin_begin(hp_spin *spin, const hp_io_config *config) {
+  if (!config->spin)
+    return 0;
+  spin->started = hp_io_nanoseconds();
+  return spin->pays ? spin->started + config->spin * 1000LL : 0;
+}
+
+void hp_spin_end(hp_spin *spin, const hp_io_config *config) {
+  if (config->spin)
+    spin->pays = hp_io_nanoseconds() - spin->started <= config->spin * 1000LL;
+}
+
 int hp_io_check_config(const hp_io_config *config, hp_error *error) {
   if (config->max_links == 0)
     return hp_fail(error, EINVAL, "max_links is 0; choose as many as there will be tunnels and ENIs");

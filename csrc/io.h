@@ -23,6 +23,7 @@ typedef struct hp_io_counters {
 typedef struct hp_io_config {
   uint32_t max_links;
   uint32_t buffers; /* per group, a power of two */
+  uint32_t spin;    /* us that receive() looks for packets before it sleeps, where that pays; 0: none */
   int wake;         /* eventfd: readable means "come back from receive()" */
   /* Both are called from within send(), inject(), flush(), receive(), remove() and close(), and must not call
    * back into the engine. */

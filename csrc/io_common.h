@@ -72,6 +72,20 @@ void hp_io_inject(const hp_io_config *config, uint32_t link, int fd, const uint8
 void hp_io_clear_wake(int wake);
 /* CLOCK_MONOTONIC, milliseconds. */
 int64_t hp_io_clock(void);
+/* CLOCK_MONOTONIC, nanoseconds. */
+int64_t hp_io_nanoseconds(void);
+
+/* Looking for packets before sleeping pays while they come sooner than sleeping and waking take. So a wait that was
+ * longer than the spin is followed by waits without it, until one was shorter: an idle engine does not spin. */
+typedef struct hp_spin {
+  int64_t started;
+  bool pays;
+} hp_spin;
+/* A wait begins: until when (hp_io_nanoseconds()) to look for packets, 0: sleep at once. */
+int64_t hp_spin_begin(hp_spin *spin, const hp_io_config *config);
+/* The wait has ended: something came. */
+void hp_spin_end(hp_spin *spin, const hp_io_config *config);
+
 /* Whether an engine can start with it; -1 with *error filled if not. */
 int hp_io_check_config(const hp_io_config *config, hp_error *error);
 /* Whether link may be added with that descriptor and group; -1 with *error filled if not. */

@@ -51,6 +51,7 @@ struct hp_io {
   hp_coalescer coalescer;
   struct group groups[HP_GROUPS];
   struct link *links;
+  hp_spin spin;
   int first; /* group that is first in the next receive() */
 };
 
@@ -243,6 +244,17 @@ static uint32_t read_group(hp_io *io, struct group *group, bool ask, hp_packet *
   return count;
 }
 
+static void wait_for(hp_io *io, struct pollfd *fds, int timeout) {
+  int64_t spin_end = timeout ? hp_spin_begin(&io->spin, &io->config) : 0;
+  int ready = 0;
+  while (spin_end && !ready && hp_io_nanoseconds() < spin_end)
+    ready = poll(fds, HP_GROUPS + 1, 0);
+  if (!ready)
+    poll(fds, HP_GROUPS + 1, timeout);
+  if (timeout)
+    hp_spin_end(&io->spin, &io->config);
+}
+
 /* Waits for at most `timeout` ms until there is something to read, and reads it. True when woken. */
 static bool take_turn(hp_io *io, int timeout, hp_packet *packets, uint32_t *count) {
   struct pollfd fds[HP_GROUPS + 1];
@@ -252,7 +264,7 @@ static bool take_turn(hp_io *io, int timeout, hp_packet *packets, uint32_t *coun
       timeout = 0;
   }
   fds[HP_GROUPS] = (struct pollfd){.fd = io->config.wake, .events = POLLIN};
-  poll(fds, HP_GROUPS + 1, timeout);
+  wait_for(io, fds, timeout);
   for (int i = 0; i < HP_GROUPS; i++) {
     int g = (io->first + i) % HP_GROUPS;
     *count += read_group(io, &io->groups[g], fds[g].revents, packets + *count, HP_BATCH - *count);

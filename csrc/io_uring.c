@@ -313,6 +313,23 @@ static uint32_t take_kept(hp_io *io, hp_packet *packets) {
   return count;
 }
 
+/* Whether the kernel has something for us: a completion, or work that it does when it is asked for completions. */
+static bool something_came(const hp_io *io) {
+  return io_uring_cq_ready(&io->ring) || (IO_URING_READ_ONCE(*io->ring.sq.kflags) & IORING_SQ_TASKRUN);
+}
+
+/* Looks for packets until `end`; false when none came. */
+static bool look(hp_io *io, int64_t end) {
+  if (io_uring_sq_ready(&io->ring))
+    submit(io, true);
+  while (!something_came(io))
+    if (hp_io_nanoseconds() >= end)
+      return false;
+  if (!io_uring_cq_ready(&io->ring))
+    io_uring_get_events(&io->ring);
+  return true;
+}
+
 /* Sends what there is to send, arms what can be armed, and waits until something happens: at most `timeout` ms, for
  * ever when that is negative. */
 static void next_turn(hp_io *io, int timeout) {
@@ -327,7 +344,10 @@ static void next_turn(hp_io *io, int timeout) {
   }
   if (timeout > 0)
     set_timer(io, timeout);
-  submit_and_wait(io);
+  int64_t spin_end = hp_spin_begin(&io->spin, &io->config);
+  if (!spin_end || !look(io, spin_end))
+    submit_and_wait(io);
+  hp_spin_end(&io->spin, &io->config);
 }
 
 static uint32_t uring_receive(hp_io *io, hp_packet *packets, int timeout) {

@@ -107,6 +107,7 @@ struct hp_io {
   struct uring_share shares[HP_GROUPS * 2];
   struct uring_ring rings[HP_RINGS]; /* the shared ones first, by group */
   hp_io_config config;
+  hp_spin spin;
   struct __kernel_timespec timer_time;
   hp_coalescer coalescer;
 };

@@ -63,6 +63,8 @@ static int new_ring(hp_io *io, uint32_t completions, hp_error *error) {
   struct io_uring_params params = {.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
                                             IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP | IORING_SETUP_SUBMIT_ALL,
                                    .cq_entries = completions < CQ_ENTRIES_MIN ? CQ_ENTRIES_MIN : completions};
+  if (io->config.spin)
+    params.flags |= IORING_SETUP_TASKRUN_FLAG; /* to see without a system call that something has come */
   int result = io_uring_queue_init_params(SQ_ENTRIES, &io->ring, &params);
   if (result < 0) {
     io->ring.ring_fd = -1;

@@ -93,6 +93,7 @@ static int open_io(hp_engine *engine) {
   hp_io_config config = {.max_links = engine->config.max_links + 1,
                          .buffers = engine->config.buffers,
                          .wake = engine->wake,
+                         .spin = engine->config.spin,
                          .failed = output_failed,
                          .gone = device_gone,
                          .context = worker,

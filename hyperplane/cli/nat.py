@@ -44,6 +44,7 @@ class Plan:
     eni_device: str
     max_flows: int
     io: Io
+    spin: int
     timers: Timers
     watch: bool
 
@@ -98,7 +99,7 @@ class Session:
     async def run(self) -> None:
         plan = self._plan
         size = max(len(plan.environments) + 1, 64)
-        async with Attachments(max_flows=plan.max_flows, max_links=size, io=plan.io) as attachments:
+        async with Attachments(max_flows=plan.max_flows, max_links=size, io=plan.io, spin=plan.spin) as attachments:
             self._attachments = attachments
             self._eni = await self._open_eni()
             attached = [await self._attach(namespace, name) for namespace, name in plan.environments]

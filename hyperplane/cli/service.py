@@ -24,6 +24,7 @@ ENGINE: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     ("--drop-records", {"type": int, "metavar": "N", "help": "Dropped packets that are remembered (4,096)."}),
     ("--refusal-rate", {"type": int, "metavar": "N", "help": "Refusals told a second, of each environment (100)."}),
     ("--port-quarantine", {"type": float, "metavar": "SECONDS", "help": "Before a port is used again (30)."}),
+    ("--spin", {"type": int, "metavar": "MICROSECONDS", "help": "Looks for packets that long before it sleeps (0)."}),
     ("--huge-pages/--no-huge-pages", {"default": None, "help": "Tables on huge pages, where there are some."}),
 )
 ENGINE_FIELDS: Final = tuple(flags.partition("/")[0][2:].replace("-", "_") for flags, _ in ENGINE)

@@ -31,7 +31,8 @@ class Engine(Linked):
     Sizes are fixed for its life. max_flows: flows at the same time; max_mappings: UDP and ICMP mappings (0: as
     max_flows); max_links: tunnels and ENIs; max_addresses: ENI addresses in all; buffers: receive buffers per kind of
     link, a power of two; drop_records: length of the drop ring; refusal_rate: RSTs and ICMP errors that the engine
-    sends per second and link; port_quarantine: seconds before the port of an ended mapping is given out again; seed:
+    sends per second and link; port_quarantine: seconds before the port of an ended mapping is given out again; spin:
+    microseconds that the worker looks for packets before it sleeps, where that pays (for processors to spare); seed:
     not 0 makes hash keys and ports reproducible, for tests only.
     """
 
@@ -48,6 +49,7 @@ class Engine(Linked):
         refusal_rate: int = 100,
         port_quarantine: float = 30.0,
         huge_pages: bool = True,
+        spin: int = 0,
         seed: int = 0,
     ) -> None:
         self._begin(
@@ -62,6 +64,7 @@ class Engine(Linked):
                 refusal_rate=refusal_rate,
                 port_quarantine=port_quarantine,
                 huge_pages=huge_pages,
+                spin=spin,
                 seed=seed,
             ),
             lib.hp_engine_new,

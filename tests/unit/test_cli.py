@@ -60,6 +60,8 @@ def test_options_reach_the_plan(plans: list[nat.Plan]) -> None:
         "1000",
         "--io",
         "epoll",
+        "--spin",
+        "50",
         "--timers",
         "udp=10,dns=1.5",
         "--timers",
@@ -81,6 +83,7 @@ def test_options_reach_the_plan(plans: list[nat.Plan]) -> None:
             eni_device="eni7",
             max_flows=1000,
             io="epoll",
+            spin=50,
             timers=Timers(udp=10, dns=1.5, icmp=2),
             watch=True,
         )

@@ -20,15 +20,19 @@ struct world {
   int udp[2];
 };
 
-static void make_world(struct world *world, void **state, uint32_t buffers) {
+static void make_spinning_world(struct world *world, void **state, uint32_t buffers, uint32_t spin) {
   const char *devices[] = {"io0", "io1"}, *addresses[] = {NEAR, FAR};
-  open_engine(&world->engine, *state, buffers);
+  open_spinning(&world->engine, *state, buffers, spin);
   for (int i = 0; i < 2; i++) {
     enter(namespaces[i]);
     world->tun[i] = new_tun(devices[i], addresses[i], MASK, 65000, OFFLOADS);
     world->udp[i] = udp_socket(addresses[i], 7000);
     add_link(&world->engine, (uint32_t)i, world->tun[i], i ? HP_GROUP_ENIS : HP_GROUP_TUNNELS);
   }
+}
+
+static void make_world(struct world *world, void **state, uint32_t buffers) {
+  make_spinning_world(world, state, buffers, 0);
 }
 
 /* Whether the device is there, in the namespace of link `i`. */
@@ -504,6 +508,30 @@ static void test_fairness(void **state) {
   end_world(&world);
 }
 
+/* Looking for packets before sleeping: nothing is lost, a wake is heard, and an idle engine sleeps. */
+static void test_spin(void **state) {
+  struct world world;
+  make_spinning_world(&world, state, 64, 1000);
+  for (int round = 0; round < 20; round++) {
+    udp_flood(world.udp[0], FAR, 100, 100);
+    forward(&world.engine, 0, 1, 100);
+    udp_send(world.udp[1], NEAR, "x", 1);
+    forward(&world.engine, 1, 0, 1);
+    expect(world.udp[0], "x", 1);
+  }
+  for (int i = 0; i < 20; i++) {
+    hp_packet packets[HP_BATCH];
+    pthread_t thread;
+    pthread_create(&thread, NULL, wake_soon, &world.engine);
+    while (receive(&world.engine, packets, 1000)) /* no packets, and no whole second */
+      fail();
+    pthread_join(thread, NULL);
+  }
+  assert_sleeps(&world.engine, 50);
+  assert_sleeps(&world.engine, 50);
+  end_world(&world);
+}
+
 /* More links that take much than there are buffer rings for them, one after the other: whoever changes rings loses
  * nothing, and its packets stay in order. */
 static void test_many_hot_links(void **state) {
@@ -639,6 +667,7 @@ static int run(const char *name, const hp_io_ops *ops) {
       TEST(test_output_failures),
       TEST(test_inject),
       TEST(test_many_hot_links),
+      TEST(test_spin),
       TEST(test_add_refuses),
   };
   return cmocka_run_group_tests_name(name, tests, NULL, NULL);
