@@ -5,7 +5,7 @@
  * nothing to spin on, and the other group goes on. A packet is read into a buffer of its link's group
  * with one system call and written with another, when it is sent.
  *
- * Fairness. A ready link has at most TURN_PACKETS packets in a row; then the next ready one has its turn.
+ * Fairness. A ready link has at most TURN_PACKETS packets or TURN_BYTES in a row; then the next ready one has its turn.
  * The list of ready links is worked off over as many receive() calls as that takes, and only then asked
  * for anew; the groups take turns in being first.
  *
@@ -25,7 +25,7 @@
 #include "coalesce.h"
 #include "io_common.h"
 
-enum { TURN_PACKETS = 16, READY_LINKS = 64 };
+enum { TURN_PACKETS = 16, TURN_BYTES = 256 << 10, READY_LINKS = 64 };
 #define NO_LINK UINT32_MAX
 
 struct link {
@@ -205,12 +205,12 @@ static void read_failed(hp_io *io, uint32_t number, int code, bool hung_up) {
 
 /* A link's turn: up to `room` packets. */
 static uint32_t read_link(hp_io *io, const struct epoll_event *event, hp_packet *packets, uint32_t room) {
-  uint32_t number = event->data.u32, count = 0;
+  uint32_t number = event->data.u32, count = 0, bytes = 0;
   if (number == NO_LINK)
     return 0;
   struct link *link = &io->links[number];
   struct group *group = &io->groups[link->group];
-  while (count < room && count < TURN_PACKETS) {
+  while (count < room && count < TURN_PACKETS && bytes < TURN_BYTES) {
     if (group->free_count == 0) {
       io->config.counters->no_buffers++;
       break;
@@ -224,6 +224,7 @@ static uint32_t read_link(hp_io *io, const struct epoll_event *event, hp_packet 
     }
     link->failures = 0;
     group->free_count--;
+    bytes += (uint32_t)length;
     packets[count++] = hp_received(&io->buffers, buffer, number, (uint32_t)length);
   }
   return count;

@@ -8,10 +8,7 @@
  * read ends when the ring has no buffer left (ENOBUFS), when the device is gone (EBADFD), when it is cancelled, or
  * when the kernel sees fit. Which ring, and who is armed when, is uring_buffers.c's.
  *
- * Writing. A chain of buffers (coalesce.c) is one request, carried out when it is submitted; RWF_NOWAIT
- * makes it fail with EAGAIN rather than wait, also when somebody cleared O_NONBLOCK on a duplicate. Its
- * buffers go back when it is done. Chains of tunnels that moved little in this turn go first, so that a small packet
- * does not wait while another tunnel's super-packets are copied and received.
+ * Writing is uring_write.c's.
  *
  * System calls. One for each turn: what was sent is submitted together with the wait for more. Requests that are
  * answered at once are counted, so that their answers do not end that wait. Nor is a timer set for each wait: one
@@ -36,10 +33,7 @@
 
 #include "uring.h"
 
-enum {
-  MOST_UNSENT = 256,     /* packets sent that may wait for the rest of a burst */
-  SMALL_BYTES = 16 << 10 /* that a tunnel may move in a turn to be written before those that move more */
-};
+enum { MOST_UNSENT = 256 }; /* packets sent that may wait for the rest of a burst */
 
 /* ---- requests ---- */
 
@@ -51,8 +45,7 @@ static void submitted(hp_io *io) {
   io->unsent = 0;
 }
 
-/* Submits what is queued, and with `events` has completions posted. False when the kernel took nothing. */
-static bool submit(hp_io *io, bool events) {
+bool hp_uring_submit(hp_io *io, bool events) {
   int taken;
   do
     taken = events ? io_uring_submit_and_get_events(&io->ring) : io_uring_submit(&io->ring);
@@ -69,7 +62,7 @@ static void submit_and_wait(hp_io *io) {
 
 struct io_uring_sqe *hp_uring_sqe(hp_io *io) {
   struct io_uring_sqe *sqe = io_uring_get_sqe(&io->ring);
-  if (!sqe && submit(io, false))
+  if (!sqe && hp_uring_submit(io, false))
     sqe = io_uring_get_sqe(&io->ring);
   return sqe;
 }
@@ -98,90 +91,6 @@ static void set_timer(hp_io *io, int timeout) {
     io_uring_sqe_set_data64(sqe, hp_uring_about(HP_ABOUT_TIMER, 0));
   }
   io->timer = timeout;
-}
-
-/* ---- writing ---- */
-
-static void stage(hp_io *io, uint32_t head) { io->staged[io->staged_count++] = head; }
-
-/* What a tunnel has moved in this turn in the direction of a chain. */
-static uint32_t *moved(hp_io *io, uint32_t head) {
-  uint32_t from = io->from[head], to = io->buffers.notes[head].link;
-  bool outwards = io->links[from].group == HP_GROUP_TUNNELS;
-  struct uring_link *tunnel = &io->links[outwards ? from : to];
-  if (tunnel->out_turn != io->turn)
-    tunnel->out_bytes[0] = tunnel->out_bytes[1] = 0;
-  tunnel->out_turn = io->turn;
-  return &tunnel->out_bytes[outwards];
-}
-
-static void write_ended(hp_io *io, uint32_t head, int result) {
-  if (result < 0) {
-    if (hp_coalesce_refused(&io->coalescer, head, -result)) {
-      hp_chain_split(&io->buffers, head, io, stage);
-      return;
-    }
-    hp_chain_failed(&io->config, &io->buffers, head, -result);
-  } else
-    io->config.counters->writes++;
-  for (uint32_t next, b = head; b != HP_NO_BUFFER; b = next) {
-    next = io->buffers.notes[b].next;
-    hp_uring_give_back(io, b);
-  }
-}
-
-/* A chain of the coalescer's. */
-static void write_chain(hp_io *io, uint32_t head) {
-  uint32_t link = io->buffers.notes[head].link;
-  if (link >= io->config.max_links || !io->links[link].added) {
-    write_ended(io, head, -EBADF);
-    return;
-  }
-  *moved(io, head) += hp_chain_bytes(&io->buffers, head);
-  stage(io, head);
-}
-
-static void request_write(hp_io *io, uint32_t head) {
-  const hp_buffer_note *note = &io->buffers.notes[head];
-  struct uring_link *link = &io->links[note->link];
-  if (io->vectors_used + note->packets > io->buffers.count)
-    submit(io, false);
-  bool room = io->vectors_used + note->packets <= io->buffers.count;
-  struct io_uring_sqe *sqe = link->added && room ? hp_uring_sqe(io) : NULL;
-  if (!sqe) {
-    write_ended(io, head, link->added ? -EAGAIN : -EBADF);
-    return;
-  }
-  int fd = io->registered ? (int)note->link : link->fd;
-  if (note->packets == 1) {
-    io_uring_prep_write(sqe, fd, hp_buffer(&io->buffers, head), note->length, 0);
-  } else {
-    struct iovec *vector = &io->vectors[io->vectors_used];
-    int count = hp_chain_vector(&io->buffers, head, vector);
-    io->vectors_used += (uint32_t)count;
-    io_uring_prep_writev(sqe, fd, vector, (unsigned)count, 0);
-  }
-  if (io->registered)
-    sqe->flags |= IOSQE_FIXED_FILE;
-  sqe->rw_flags = RWF_NOWAIT;
-  io_uring_sqe_set_data64(sqe, hp_uring_about(HP_ABOUT_WRITE, head));
-  io->at_once++;
-  link->writes++;
-}
-
-/* Makes requests of what was staged: of tunnels that moved little first, of each pair of links in order. */
-static void request_writes(hp_io *io) {
-  uint32_t count = io->staged_count, rest = 0;
-  for (uint32_t i = 0; i < count; i++) {
-    uint32_t head = io->staged[i];
-    if (*moved(io, head) > SMALL_BYTES)
-      io->staged[rest++] = head;
-    else
-      request_write(io, head);
-  }
-  for (uint32_t i = 0; i < rest; i++)
-    request_write(io, io->staged[i]);
-  io->staged_count = 0;
 }
 
 /* ---- completions ---- */
@@ -233,7 +142,7 @@ static bool completed(hp_io *io, const struct io_uring_cqe *cqe, hp_packet *pack
     return read_done(io, cqe, packet);
   case HP_ABOUT_WRITE:
     io->links[io->buffers.notes[number].link].writes--;
-    write_ended(io, number, cqe->res);
+    hp_uring_write_ended(io, number, cqe->res);
     return false;
   case HP_ABOUT_WAKE:
     hp_io_clear_wake(io->config.wake);
@@ -300,8 +209,8 @@ static void uring_release(hp_io *io, const hp_packet *packet) { hp_uring_give_ba
 
 static void uring_flush(hp_io *io) {
   hp_coalesce_flush(&io->coalescer);
-  request_writes(io);
-  while (io_uring_sq_ready(&io->ring) && submit(io, true))
+  hp_uring_request_writes(io);
+  while (io_uring_sq_ready(&io->ring) && hp_uring_submit(io, true))
     ;
 }
 
@@ -321,7 +230,7 @@ static bool something_came(const hp_io *io) {
 /* Looks for packets until `end`; false when none came. */
 static bool look(hp_io *io, int64_t end) {
   if (io_uring_sq_ready(&io->ring))
-    submit(io, true);
+    hp_uring_submit(io, true);
   while (!something_came(io))
     if (hp_io_nanoseconds() >= end)
       return false;
@@ -334,12 +243,12 @@ static bool look(hp_io *io, int64_t end) {
  * ever when that is negative. */
 static void next_turn(hp_io *io, int timeout) {
   hp_coalesce_flush(&io->coalescer);
-  request_writes(io);
+  hp_uring_request_writes(io);
   bool more = hp_uring_arm(io);
   arm_wake(io);
   io->turn++;
   if (more || timeout == 0 || io_uring_cq_ready(&io->ring)) {
-    submit(io, true);
+    hp_uring_submit(io, true);
     return;
   }
   if (timeout > 0)
@@ -402,7 +311,7 @@ static void uring_remove(hp_io *io, uint32_t number) {
       io_uring_sqe_set_data64(sqe, hp_uring_about(HP_ABOUT_CANCEL, 0));
     }
     io->cancelled = !sqe;
-    request_writes(io);
+    hp_uring_request_writes(io);
     do {
       io_uring_submit_and_wait(&io->ring, 1);
       submitted(io);
@@ -423,7 +332,7 @@ static void uring_close(hp_io *io) {
 }
 
 static hp_io *uring_open(const hp_io_config *config, hp_error *error) {
-  return hp_uring_new(config, write_chain, error);
+  return hp_uring_new(config, hp_uring_write_chain, error);
 }
 
 const hp_io_ops hp_io_uring = {.name = "io_uring",

@@ -1,5 +1,5 @@
-/* uring.h: the state of the io_uring engine, shared by io_uring.c (packets), uring_buffers.c (who reads into which
- * buffers) and uring_setup.c (life). */
+/* uring.h: the state of the io_uring engine, shared by io_uring.c (requests and completions), uring_buffers.c (who
+ * reads into which buffers), uring_write.c and uring_setup.c (life). */
 #ifndef HP_URING_H
 #define HP_URING_H
 
@@ -116,6 +116,16 @@ static inline uint64_t hp_uring_about(int what, uint32_t number) { return (uint6
 
 /* io_uring.c: a request to be filled in, NULL when the kernel takes none. */
 struct io_uring_sqe *hp_uring_sqe(hp_io *io);
+/* Submits what is queued, and with `events` has completions posted. False when the kernel took nothing. */
+bool hp_uring_submit(hp_io *io, bool events);
+
+/* uring_write.c */
+/* A chain of the coalescer's, to be written. */
+void hp_uring_write_chain(hp_io *io, uint32_t head);
+/* Makes requests of all that is to be written. */
+void hp_uring_request_writes(hp_io *io);
+/* A write has ended: its buffers go back, unless the packets are to be written once more, one by one. */
+void hp_uring_write_ended(hp_io *io, uint32_t head, int result);
 
 /* uring_buffers.c */
 /* A completion says that the kernel has taken a buffer from the link's ring. */

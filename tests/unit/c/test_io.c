@@ -638,6 +638,35 @@ static void test_add_refuses(void **state) {
   assert_null(ops->open(&config, &error));
 }
 
+/* With epoll a tunnel's turn ends after some bytes too: others do not wait for a whole row of super-segments. */
+static void test_large_packets_take_turns(void **state) {
+  static char large[50000];
+  struct world world;
+  hp_packet packets[HP_BATCH];
+  make_world(&world, state, 64);
+  struct engine *engine = &world.engine;
+  enter(namespaces[0]);
+  int tun = new_tun("io2", "198.18.128.2", "255.255.255.0", 1500, OFFLOADS);
+  add_link(engine, 2, tun, HP_GROUP_TUNNELS);
+  for (int i = 0; i < 12; i++)
+    udp_send(world.udp[0], FAR, large, sizeof large);
+  udp_send(world.udp[0], "198.18.128.9", "small", 5);
+  uint32_t count = receive(engine, packets, DEADLINE), before = 0;
+  while (before < count && packets[before].link != 2)
+    before++;
+  assert_true(before <= 6 && before < count);
+  release_all(engine, packets, count);
+  engine->ops->remove(engine->io, 2);
+  close(tun);
+  end_world(&world);
+}
+
+static int run_turns(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_prestate(test_large_packets_take_turns, (void *)(uintptr_t)&hp_io_epoll)};
+  return cmocka_run_group_tests_name("epoll, turns", tests, NULL, NULL);
+}
+
 /* Only io_uring has a batch of writes to put in order: epoll writes each packet when it is sent. */
 static int run_order(void) {
   const struct CMUnitTest tests[] = {
@@ -699,6 +728,7 @@ int main(void) {
   namespaces[1] = new_namespace();
   int failed = run("epoll", &hp_io_epoll);
   failed += run("io_uring", &hp_io_uring);
+  failed += run_turns();
   failed += run_order();
   failed += run_plain_descriptors();
   return failed ? 1 : 0;
