@@ -64,7 +64,7 @@ double hp_bench_table(hp_bench *b, uint32_t packets, hp_error *error) {
 }
 
 void hp_bench_memory(hp_bench *b, hp_memory *memory) {
-  const hp_flow_sweep *sweep = &b->engine->worker.flows.sweep;
+  const hp_flow_sweep *sweep = &b->engine->workers->flows.sweep;
   hp_engine_memory(b->engine, memory);
   memory->bytes += sweep->soonest_region.bytes + sweep->owner_region.bytes;
   memory->huge_bytes += sweep->soonest_region.huge + sweep->owner_region.huge;

@@ -1,155 +1,166 @@
-/* coalesce.c: runs of equal UDP datagrams leave as one write.
+/* coalesce.c: packets of one flow that follow each other leave as one write.
  *
- * Theory of operation. A write to a TUN costs a microsecond or two, mostly independent of its size, so
- * datagrams that follow each other in one flow are written as one super-packet (USO,
- * VIRTIO_NET_HDR_GSO_UDP_L4): the first with its headers, then the payloads of the others, gathered by
- * writev() from the buffers they were received in. The kernel splits it again where somebody must see
- * single datagrams (udp_gso.c), so what the receiver gets is what was sent:
+ * Theory of operation. A write to a TUN costs a microsecond or two, mostly independent of its size, and so does all
+ * that the kernel behind it does with a packet. So packets that follow each other in one flow are written as one
+ * super-packet (TSO, USO): the first with its headers, then the payloads of the others, gathered by writev() from the
+ * buffers that they were received in. Which packets may be joined, so that the receiver gets what was sent, stands in
+ * gso.c.
  *
- * - All of the IPv4 header but length, id and checksum is the same in a run; so are the ports.
- * - Ids: the kernel numbers the datagrams from the first one's id on. With DF set the id means nothing
- *   (RFC 6864 4.1). Without DF a datagram joins only if its id is the one it will be given again.
- * - All payloads are equally long; a shorter one may be the last and ends the run.
- * - The super-packet's checksum is partial: the kernel fills it in for every datagram. That would repair
- *   one that arrived wrong, so a datagram joins only if its checksum is partial already, was checked by
- *   the kernel (VIRTIO_NET_HDR_F_DATA_VALID) or proves right here. "No checksum" (0) stays alone.
+ * Order is kept within a flow and nothing else: a packet that cannot join ends its flow's run and goes behind it. Runs
+ * of many flows are open at a time, in a small table of sets; where too many meet they end each other's runs, which
+ * costs writes and nothing else. All runs end with hp_coalesce_flush(), so a packet never waits for a later batch.
  *
- * One run is open per link, and whatever else goes to that link ends it, so the order of a link's packets
- * is kept. Runs of different links lie side by side in a small table, found by the link's number; two
- * that meet there end each other's runs, which costs writes and nothing else.
- *
- * The kernel takes USO from a TUN since 6.2, whatever TUNSETOFFLOAD said (that is about reading).
+ * TUNs take super-packets whatever TUNSETOFFLOAD said (that is about reading), but kernels before 6.2 know no USO:
+ * they refuse it with EINVAL. Then the first packet gets its own headers back, all leave by themselves, and the link is
+ * remembered.
  */
-#define _GNU_SOURCE
 #include "coalesce.h"
 
+#include <errno.h>
 #include <stdlib.h>
-#include <sys/utsname.h>
-
-#include "packet.h"
 
 _Static_assert((int)HP_COALESCE_PACKETS <= (int)HP_BATCH, "hp_chain_vector() promises HP_BATCH elements");
 
-static bool kernel_has_uso(void) {
-  struct utsname name;
-  char *end;
-  if (uname(&name))
-    return false;
-  unsigned long major = strtoul(name.release, &end, 10);
-  unsigned long minor = *end == '.' ? strtoul(end + 1, NULL, 10) : 0;
-  return major > 6 || (major == 6 && minor >= 2);
+int hp_coalesce_open(hp_coalescer *coalescer, const hp_buffers *buffers, uint32_t max_links, hp_io *io,
+                     void (*write)(hp_io *io, uint32_t head)) {
+  *coalescer = (hp_coalescer){.buffers = buffers, .io = io, .write = write, .max_links = max_links};
+  coalescer->refuses = calloc(max_links, sizeof *coalescer->refuses);
+  return coalescer->refuses ? 0 : -1;
 }
 
-void hp_coalesce_init(hp_coalescer *coalescer, const hp_buffers *buffers, hp_io *io,
-                      void (*write)(hp_io *io, uint32_t head)) {
-  *coalescer = (hp_coalescer){.buffers = buffers, .io = io, .write = write, .enabled = kernel_has_uso()};
+void hp_coalesce_close(hp_coalescer *coalescer) {
+  free(coalescer->refuses);
+  coalescer->refuses = NULL;
 }
 
-/* Whether the packet could be part of a run. It has been translated, but is believed no more than before. */
-static bool inspect(const uint8_t *data, uint32_t length, hp_datagram *datagram) {
-  struct virtio_net_hdr vnet;
-  const uint8_t *ip = data + HP_VNET_HEADER, *udp = ip + HP_IPV4_HEADER;
-  if (length <= HP_COALESCE_HEADERS || ip[0] != 0x45 || ip[9] != HP_UDP)
-    return false;
-  memcpy(&vnet, data, sizeof vnet);
-  if (vnet.gso_type != VIRTIO_NET_HDR_GSO_NONE || (hp_get16(ip + 6) & 0xbfff)) /* a fragment */
-    return false;
-  if (hp_get16(ip + 2) != length - HP_VNET_HEADER || hp_get16(udp + 4) != length - HP_VNET_HEADER - HP_IPV4_HEADER)
-    return false;
-  bool partial = vnet.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM;
-  if (partial ? vnet.csum_start != HP_IPV4_HEADER || vnet.csum_offset != 6 : hp_get16(udp + 6) == 0)
-    return false;
-  memcpy(&datagram->addresses, ip + 12, 8);
-  memcpy(&datagram->ports, udp, 4);
-  datagram->header = (uint32_t)ip[1] << 24 | (uint32_t)ip[6] << 16 | (uint32_t)ip[8] << 8 | ip[9];
-  datagram->payload = length - HP_COALESCE_HEADERS;
-  datagram->id = hp_get16(ip + 4);
-  datagram->sound = partial || (vnet.flags & VIRTIO_NET_HDR_F_DATA_VALID);
-  return true;
+void hp_coalesce_link(hp_coalescer *coalescer, uint32_t link) { coalescer->refuses[link] = 0; }
+
+static uint8_t refusal(uint8_t protocol) { return protocol == HP_TCP ? HP_REFUSES_TCP : HP_REFUSES_UDP; }
+
+static bool same_flow(const hp_piece *a, const hp_piece *b) {
+  return a->addresses == b->addresses && a->ports == b->ports && a->channel == b->channel;
 }
 
-/* The UDP checksum of a whole datagram is right (RFC 768). */
-static bool checksum_right(const uint8_t *data, uint32_t length) {
-  const uint8_t *ip = data + HP_VNET_HEADER;
-  uint16_t udp_length = (uint16_t)(length - HP_VNET_HEADER - HP_IPV4_HEADER);
-  uint64_t sum = hp_pseudo_sum(hp_get32(ip + 12), hp_get32(ip + 16), HP_UDP, udp_length);
-  return hp_fold(sum + hp_sum(ip + HP_IPV4_HEADER, udp_length)) == 0xffff;
+static hp_run *set_of(hp_coalescer *coalescer, const hp_piece *piece) {
+  uint64_t mix = (piece->addresses ^ ((uint64_t)piece->ports << 32 | piece->channel)) * 0x9e3779b97f4a7c15u;
+  return &coalescer->runs[(mix >> (64 - HP_COALESCE_BITS)) * HP_COALESCE_WAYS]; /* the bits that all others reach */
 }
 
-static bool joins(const hp_coalescer *coalescer, hp_run *run, const hp_datagram *datagram, uint32_t number) {
-  hp_datagram *first = &run->first;
-  bool same =
-      first->addresses == datagram->addresses && first->ports == datagram->ports && first->header == datagram->header;
-  bool numbered = (first->header & 0x400000) || datagram->id == (uint16_t)(first->id + run->packets);
-  if (!same || !numbered || datagram->payload > first->payload || run->payload + datagram->payload > HP_COALESCE_BYTES)
-    return false;
-  const hp_buffer_note *notes = coalescer->buffers->notes;
-  if (!first->sound) /* looked at when a second one comes: most runs have one packet */
-    first->sound = checksum_right(hp_buffer(coalescer->buffers, run->head), notes[run->head].length);
-  return first->sound &&
-         (datagram->sound || checksum_right(hp_buffer(coalescer->buffers, number), notes[number].length));
+/* The flow's open run, or NULL. */
+static hp_run *find(hp_run *set, const hp_piece *piece) {
+  for (int way = 0; way < HP_COALESCE_WAYS; way++)
+    if (set[way].packets && same_flow(&set[way].first, piece))
+      return &set[way];
+  return NULL;
 }
 
-/* Turns the headers of the first datagram into the super-packet's. */
-static void make_super_packet(uint8_t *data, const hp_run *run) {
-  struct virtio_net_hdr vnet = {.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM,
-                                .gso_type = VIRTIO_NET_HDR_GSO_UDP_L4,
-                                .hdr_len = HP_IPV4_HEADER + HP_UDP_HEADER,
-                                .gso_size = (uint16_t)run->first.payload,
-                                .csum_start = HP_IPV4_HEADER,
-                                .csum_offset = 6};
-  memcpy(data, &vnet, sizeof vnet);
-  uint8_t *ip = data + HP_VNET_HEADER, *udp = ip + HP_IPV4_HEADER;
-  uint16_t udp_length = (uint16_t)(HP_UDP_HEADER + run->payload);
-  hp_put16(ip + 2, (uint16_t)(HP_IPV4_HEADER + udp_length));
-  hp_put16(ip + 10, 0);
-  hp_put16(ip + 10, (uint16_t)~hp_fold(hp_sum(ip, HP_IPV4_HEADER)));
-  hp_put16(udp + 4, udp_length);
-  hp_put16(udp + 6, hp_fold(hp_pseudo_sum(hp_get32(ip + 12), hp_get32(ip + 16), HP_UDP, udp_length)));
-}
-
-static void end_run(hp_coalescer *coalescer, hp_run *run) {
-  if (run->packets > 1)
-    make_super_packet(hp_buffer(coalescer->buffers, run->head), run);
-  coalescer->buffers->notes[run->head].packets = run->packets;
-  coalescer->open &= ~(1u << (run - coalescer->runs));
+static void end_run(hp_coalescer *coalescer, hp_run *run, uint8_t ends) {
+  uint8_t *data = hp_buffer(coalescer->buffers, run->head);
+  hp_buffer_note *note = &coalescer->buffers->notes[run->head];
+  if (run->packets > 1) {
+    memcpy(hp_buffer_spare(coalescer->buffers, run->head), data, HP_GSO_HEADERS);
+    hp_gso_write(data, &run->first, run->payload, ends);
+  }
+  note->packets = (uint16_t)run->packets;
+  note->headers = (uint16_t)(HP_VNET_HEADER + run->first.headers);
   run->packets = 0;
   coalescer->write(coalescer->io, run->head);
 }
 
-void hp_coalesce_send(hp_coalescer *coalescer, const hp_packet *packet) {
-  uint32_t number = packet->buffer;
-  hp_buffer_note *notes = coalescer->buffers->notes;
-  notes[number] = (hp_buffer_note){.next = HP_NO_BUFFER, .length = packet->length, .link = packet->link, .packets = 1};
-  hp_run *run = &coalescer->runs[packet->link % HP_COALESCE_RUNS];
-  hp_datagram datagram;
-  bool able = coalescer->enabled && inspect(packet->data, packet->length, &datagram);
-  bool mine = run->packets && run->link == packet->link;
-  if (mine && able && joins(coalescer, run, &datagram, number)) {
-    notes[run->tail].next = number;
-    run->tail = number;
-    run->packets++;
-    run->payload += datagram.payload;
-    if (run->packets == HP_COALESCE_PACKETS || datagram.payload < run->first.payload)
-      end_run(coalescer, run);
-    return;
+/* Whether the checksums of both may be made anew. */
+static bool sound(const hp_coalescer *coalescer, hp_run *run, hp_piece *piece, uint32_t number) {
+  if (!run->first.sound) /* looked at when a second one comes: most runs have one packet */
+    run->first.sound = hp_gso_checksum_right(hp_buffer(coalescer->buffers, run->head), &run->first);
+  if (run->first.sound && !piece->sound)
+    piece->sound = hp_gso_checksum_right(hp_buffer(coalescer->buffers, number), piece);
+  return run->first.sound && piece->sound;
+}
+
+static bool join(hp_coalescer *coalescer, hp_run *run, hp_piece *piece, uint32_t number) {
+  const hp_buffers *buffers = coalescer->buffers;
+  if (!hp_gso_follows(&run->first, hp_buffer(buffers, run->head), run->segments, run->payload, piece,
+                      hp_buffer(buffers, number)) ||
+      !sound(coalescer, run, piece, number))
+    return false;
+  buffers->notes[run->tail].next = number;
+  run->tail = number;
+  run->packets++;
+  run->segments += piece->segments;
+  run->payload += piece->payload;
+  if (run->packets == HP_COALESCE_PACKETS || piece->last || piece->payload % run->first.segment)
+    end_run(coalescer, run, piece->ends);
+  return true;
+}
+
+static void open_run(hp_coalescer *coalescer, hp_run *set, const hp_piece *piece, uint32_t number) {
+  if (coalescer->opened == HP_COALESCE_ORDER)
+    hp_coalesce_flush(coalescer);
+  hp_run *run = set;
+  for (int way = 0; way < HP_COALESCE_WAYS && run->packets; way++)
+    run = &set[way];
+  if (run->packets) { /* all taken: any will do, as long as they take turns */
+    run = &set[number % HP_COALESCE_WAYS];
+    end_run(coalescer, run, 0);
   }
-  if (run->packets && (mine || able))
-    end_run(coalescer, run);
-  if (!able) {
-    coalescer->write(coalescer->io, number);
-    return;
-  }
-  *run = (hp_run){.first = datagram,
-                  .link = packet->link,
+  *run = (hp_run){.first = *piece,
                   .head = number,
                   .tail = number,
                   .packets = 1,
-                  .payload = datagram.payload};
-  coalescer->open |= 1u << (run - coalescer->runs);
+                  .segments = piece->segments,
+                  .payload = piece->payload};
+  coalescer->order[coalescer->opened++] = (uint16_t)(run - coalescer->runs);
+}
+
+static void end_runs_of(hp_coalescer *coalescer, uint32_t link) {
+  for (uint32_t i = 0; i < coalescer->opened; i++) {
+    hp_run *run = &coalescer->runs[coalescer->order[i]];
+    if (run->packets && run->first.channel >> 8 == link)
+      end_run(coalescer, run, 0);
+  }
+}
+
+/* True when a run has taken the packet. */
+static bool take(hp_coalescer *coalescer, const hp_packet *packet) {
+  hp_piece piece;
+  hp_gso_fit fit = hp_gso_inspect(packet->data, packet->length, packet->link, &piece);
+  if (fit == HP_GSO_UNKNOWN)
+    end_runs_of(coalescer, packet->link);
+  if (fit == HP_GSO_UNKNOWN || fit == HP_GSO_APART)
+    return false;
+  hp_run *set = set_of(coalescer, &piece), *run = find(set, &piece);
+  if (run && fit == HP_GSO_JOINS && join(coalescer, run, &piece, packet->buffer))
+    return true;
+  if (run)
+    end_run(coalescer, run, 0);
+  if (fit != HP_GSO_JOINS || piece.last || coalescer->refuses[packet->link] & refusal((uint8_t)piece.channel))
+    return false;
+  open_run(coalescer, set, &piece, packet->buffer);
+  return true;
+}
+
+void hp_coalesce_send(hp_coalescer *coalescer, const hp_packet *packet) {
+  hp_buffer_note *note = &coalescer->buffers->notes[packet->buffer];
+  *note = (hp_buffer_note){.next = HP_NO_BUFFER, .length = packet->length, .link = packet->link, .packets = 1};
+  if (packet->link >= coalescer->max_links || !take(coalescer, packet))
+    coalescer->write(coalescer->io, packet->buffer);
 }
 
 void hp_coalesce_flush(hp_coalescer *coalescer) {
-  while (coalescer->open)
-    end_run(coalescer, &coalescer->runs[__builtin_ctz(coalescer->open)]);
+  uint32_t opened = coalescer->opened;
+  coalescer->opened = 0;
+  for (uint32_t i = 0; i < opened; i++) {
+    hp_run *run = &coalescer->runs[coalescer->order[i]];
+    if (run->packets)
+      end_run(coalescer, run, 0);
+  }
+}
+
+bool hp_coalesce_refused(hp_coalescer *coalescer, uint32_t head, int code) {
+  const hp_buffer_note *note = &coalescer->buffers->notes[head];
+  if (note->packets < 2 || code != EINVAL)
+    return false;
+  uint8_t *data = hp_buffer(coalescer->buffers, head);
+  memcpy(data, hp_buffer_spare(coalescer->buffers, head), HP_GSO_HEADERS);
+  coalescer->refuses[note->link] |= refusal(data[HP_VNET_HEADER + 9]);
+  return true;
 }

@@ -1,33 +1,25 @@
-/* coalesce.h: runs of equal UDP datagrams leave as one write. */
+/* coalesce.h: packets of one flow that follow each other leave as one write. */
 #ifndef HP_COALESCE_H
 #define HP_COALESCE_H
 
+#include "gso.h"
 #include "io_common.h"
 
 enum {
-  HP_COALESCE_HEADERS = HP_VNET_HEADER + 20 + 8, /* before the payload: virtio_net_hdr, IPv4 without options, UDP */
-  HP_COALESCE_PACKETS = 64,                      /* UDP_MAX_SEGMENTS was 64 before Linux 6.9; also HP_BATCH */
-  HP_COALESCE_BYTES = 65000,                     /* payload of one super-packet: IPv4 ends at 65,535 */
-  HP_COALESCE_RUNS = 16                          /* links with an open run at a time */
+  HP_COALESCE_PACKETS = 64, /* of one run, as they were received */
+  HP_COALESCE_BITS = 6,
+  HP_COALESCE_SETS = 1 << HP_COALESCE_BITS,
+  HP_COALESCE_WAYS = 4,   /* open runs of one set */
+  HP_COALESCE_ORDER = 512 /* runs that may be opened between two flushes */
 };
 
-/* What must be the same in all datagrams of a run. */
-typedef struct hp_datagram {
-  uint64_t addresses;
-  uint32_t ports;
-  uint32_t header;  /* version, header length, TOS; flags, fragment offset; TTL, protocol */
-  uint32_t payload; /* bytes */
-  uint16_t id;
-  bool sound; /* the checksum is known to be right, or still to be filled in */
-} hp_datagram;
-
 typedef struct hp_run {
-  hp_datagram first;
-  uint32_t link;
+  hp_piece first;
   uint32_t head;
   uint32_t tail;
-  uint32_t packets; /* 0: no run */
-  uint32_t payload; /* bytes, all together */
+  uint32_t packets;  /* as they were received; 0: no run */
+  uint32_t segments; /* wire packets */
+  uint32_t payload;  /* bytes, all together */
 } hp_run;
 
 typedef struct hp_coalescer {
@@ -35,15 +27,27 @@ typedef struct hp_coalescer {
   /* Writes the chain and gives it back. */
   void (*write)(hp_io *io, uint32_t head);
   hp_io *io;
-  bool enabled;
-  uint32_t open; /* a bit for each of runs that has packets */
-  hp_run runs[HP_COALESCE_RUNS];
+  uint32_t max_links;
+  uint8_t *refuses;                  /* by link: its device takes no super-packets (HP_REFUSES_*) */
+  uint32_t opened;                   /* entries of order[] */
+  uint16_t order[HP_COALESCE_ORDER]; /* runs in the order in which they were opened, those that have ended too */
+  hp_run runs[HP_COALESCE_SETS * HP_COALESCE_WAYS];
 } hp_coalescer;
 
-void hp_coalesce_init(hp_coalescer *coalescer, const hp_buffers *buffers, hp_io *io,
-                      void (*write)(hp_io *io, uint32_t head));
+enum { HP_REFUSES_UDP = 1, HP_REFUSES_TCP = 2 };
+
+/* Returns 0, or -1 without memory. */
+int hp_coalesce_open(hp_coalescer *coalescer, const hp_buffers *buffers, uint32_t max_links, hp_io *io,
+                     void (*write)(hp_io *io, uint32_t head));
+void hp_coalesce_close(hp_coalescer *coalescer);
+/* Another device stands behind the link from now on. */
+void hp_coalesce_link(hp_coalescer *coalescer, uint32_t link);
 /* Writes the packet, at once or together with the next ones, by hp_coalesce_flush() at the latest. */
 void hp_coalesce_send(hp_coalescer *coalescer, const hp_packet *packet);
 void hp_coalesce_flush(hp_coalescer *coalescer);
+/* The write of a chain has failed. True when that was because its device takes no super-packets of its kind: the
+ * packets are again as they were sent, each one of the chain is to be written by itself, and no further runs are made
+ * for that link. */
+bool hp_coalesce_refused(hp_coalescer *coalescer, uint32_t head, int code);
 
 #endif

@@ -18,7 +18,7 @@
 #include "links.h"
 #include "nat.h"
 
-enum { MAX_REFUSAL_RATE = 1000000 };
+enum { MAX_REFUSAL_RATE = 1000000, MAX_SPIN = 1000 };
 
 uint64_t hp_now(void) {
   struct timespec now;
@@ -43,6 +43,8 @@ static int check_config(const hp_config *c, hp_error *error) {
     return hp_fail(error, EINVAL, "drop_records is %u; it must be 0 to %u", c->drop_records, 1u << 24);
   if (c->buffers & (c->buffers - 1) || c->buffers > 32768)
     return hp_fail(error, EINVAL, "buffers is %u; it must be a power of two, at most 32768", c->buffers);
+  if (c->spin > MAX_SPIN)
+    return hp_fail(error, EINVAL, "spin is %u; it must be 0 to %d microseconds", c->spin, MAX_SPIN);
   if (c->io > HP_IO_EPOLL)
     return hp_fail(error, EINVAL, "io is %u; it must be one of HP_IO_*", c->io);
   if (c->workers > HP_MAX_WORKERS)

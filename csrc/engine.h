@@ -183,15 +183,15 @@ struct hp_engine {
   uint32_t flows_each; /* capacity of one worker's table: flow numbers of worker w begin at w times that */
   hp_shared *shared;
   hp_region shared_region;
-  hp_link *links; /* by link number; 0 is never used */
+  hp_link *links;  /* by link number; 0 is never used */
   uint32_t *gates; /* by link number: see hp_gate() */
   hp_link_local *local;
   hp_region link_region;
   hp_drop *drops;
   uint64_t drop_mask;
   hp_region drop_region;
-  uint32_t links_used;  /* numbers below this have been given out */
   uint32_t *free_links; /* a stack of numbers to use again */
+  uint32_t links_used;  /* numbers below this have been given out */
   uint32_t free_count;
   uint32_t returned; /* the first of a list of links that the last worker let go; workers put in, callers take out */
   uint32_t draining; /* links that wait for the sweep */

@@ -100,6 +100,7 @@ typedef struct hp_config {
   uint32_t refusal_rate;    /* RSTs and ICMP errors that we send per second and tunnel; 0: 100 */
   uint32_t port_quarantine; /* ms before the port of an ended mapping is given out again; 0: 30,000 */
   uint32_t huge_pages;      /* 1: ask for them, go on without */
+  uint32_t spin;            /* us that a worker looks for packets before it sleeps, where that pays; up to 1,000 */
   uint64_t seed;            /* 0: random hash keys and ports (use this); else reproducible, for tests */
   uint32_t workers;         /* threads, each with its share of max_flows and max_mappings, 1..HP_MAX_WORKERS; 0: 1 */
   uint32_t pin_count;       /* 0: the kernel places them */

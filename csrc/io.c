@@ -2,7 +2,8 @@
  *
  * Theory of operation. Both engines hand out packets in buffers of HP_BUFFER bytes that lie in one
  * anonymous mapping: they hold packets, not state, so a successor process needs none of them and they
- * are no memfd. Pages come when a buffer is first used.
+ * are no memfd. Pages come when a buffer is first used; huge ones where the kernel has some, since every packet of a
+ * batch lies on a page of its own.
  *
  * HP_IO_AUTO means io_uring where the kernel has all that io_uring.c uses (6.7 for multishot reads) and
  * nothing forbids it, else epoll.
@@ -16,7 +17,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "coalesce.h"
 #include "io_common.h"
 
 const char *hp_io_name(int io) {
@@ -60,10 +60,11 @@ int hp_buffers_new(hp_buffers *buffers, uint32_t per_group, hp_error *error) {
   if (per_group == 0 || per_group > 32768 || (per_group & (per_group - 1)))
     return hp_fail(error, EINVAL, "buffers: %u per group: choose a power of two up to 32768", per_group);
   uint32_t count = per_group * HP_GROUPS;
-  size_t bytes = (size_t)count * HP_BUFFER;
+  size_t bytes = (size_t)count * HP_STRIDE;
   void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (at == MAP_FAILED)
     return hp_fail(error, errno, "buffers: cannot map %zu bytes: %s; lower buffers", bytes, strerror(errno));
+  madvise(at, bytes, MADV_HUGEPAGE); /* without, it is only slower */
   hp_buffer_note *notes = calloc(count, sizeof *notes);
   if (!notes) {
     munmap(at, bytes);
@@ -75,20 +76,38 @@ int hp_buffers_new(hp_buffers *buffers, uint32_t per_group, hp_error *error) {
 
 void hp_buffers_free(hp_buffers *buffers) {
   if (buffers->at)
-    munmap(buffers->at, (size_t)buffers->count * HP_BUFFER);
+    munmap(buffers->at, (size_t)buffers->count * HP_STRIDE);
   free(buffers->notes);
   *buffers = (hp_buffers){0};
 }
 
 int hp_chain_vector(const hp_buffers *buffers, uint32_t head, struct iovec *vector) {
   const hp_buffer_note *note = &buffers->notes[head];
+  uint32_t headers = note->headers;
   vector[0] = (struct iovec){hp_buffer(buffers, head), note->length};
   int count = 1;
   for (uint32_t b = note->next; b != HP_NO_BUFFER; b = note->next) {
     note = &buffers->notes[b];
-    vector[count++] = (struct iovec){hp_buffer(buffers, b) + HP_COALESCE_HEADERS, note->length - HP_COALESCE_HEADERS};
+    vector[count++] = (struct iovec){hp_buffer(buffers, b) + headers, note->length - headers};
   }
   return count;
+}
+
+uint32_t hp_chain_bytes(const hp_buffers *buffers, uint32_t head) {
+  const hp_buffer_note *note = &buffers->notes[head];
+  return note->length * note->packets; /* all but the last are as long as the first */
+}
+
+void hp_chain_split(const hp_buffers *buffers, uint32_t head, hp_io *io, void (*each)(hp_io *io, uint32_t head)) {
+  uint32_t link = buffers->notes[head].link;
+  for (uint32_t next, b = head; b != HP_NO_BUFFER; b = next) {
+    hp_buffer_note *note = &buffers->notes[b];
+    next = note->next;
+    note->next = HP_NO_BUFFER;
+    note->link = link;
+    note->packets = 1;
+    each(io, b);
+  }
 }
 
 /* tun.c answers EBADFD once the device was deleted or the queue detached. */
@@ -122,6 +141,24 @@ int64_t hp_io_clock(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+int64_t hp_io_nanoseconds(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+int64_t hp_spin_begin(hp_spin *spin, const hp_io_config *config) {
+  if (!config->spin)
+    return 0;
+  spin->started = hp_io_nanoseconds();
+  return spin->pays ? spin->started + config->spin * 1000LL : 0;
+}
+
+void hp_spin_end(hp_spin *spin, const hp_io_config *config) {
+  if (config->spin)
+    spin->pays = hp_io_nanoseconds() - spin->started <= config->spin * 1000LL;
 }
 
 int hp_io_check_config(const hp_io_config *config, hp_error *error) {

@@ -23,6 +23,7 @@ typedef struct hp_io_counters {
 typedef struct hp_io_config {
   uint32_t max_links;
   uint32_t buffers; /* per group, a power of two */
+  uint32_t spin;    /* us that receive() looks for packets before it sleeps, where that pays; 0: none */
   int wake;         /* eventfd: readable means "come back from receive()" */
   /* Both are called from within send(), inject(), flush(), receive(), remove() and close(), and must not call
    * back into the engine. */
@@ -49,16 +50,17 @@ typedef struct hp_io_ops {
    * close of a TUN takes milliseconds, so it must not be this thread's. */
   void (*remove)(hp_io *io, uint32_t link);
   /* Up to HP_BATCH packets, sets .data .length .capacity .link .buffer of each. Waits at most
-   * timeout ms (-1: for ever, 0: not at all) for the first; returns early, perhaps with none, when
-   * woken. Clears the eventfd. Frames that fill the whole buffer come with .length == HP_BUFFER. */
+   * timeout ms (-1: for ever, 0: not at all) for the first; may return early with none, and does so when
+   * woken. Clears the eventfd. What was sent before is on its way when it waits. Frames that fill the whole buffer
+   * come with .length == HP_BUFFER. */
   uint32_t (*receive)(hp_io *io, hp_packet *packets, int timeout);
-  /* Takes the packet's buffer; packet->link is where to. Order is kept per link. */
+  /* Takes the packet's buffer; packet->link is where to. Order is kept within each flow. */
   void (*send)(hp_io *io, const hp_packet *packet);
   /* Writes a packet of the caller's own, after all that was flushed; it is the caller's again on return. */
   void (*inject)(hp_io *io, uint32_t link, const uint8_t *data, uint32_t length);
   /* Gives a buffer back unsent. */
   void (*release)(hp_io *io, const hp_packet *packet);
-  /* All that was sent is on its way when this returns. */
+  /* All that was sent is on its way when this returns. Needed only when something else than receive() comes next. */
   void (*flush)(hp_io *io);
 } hp_io_ops;
 

@@ -5,7 +5,7 @@
  * nothing to spin on, and the other group goes on. A packet is read into a buffer of its link's group
  * with one system call and written with another, when it is sent.
  *
- * Fairness. A ready link has at most TURN_PACKETS packets in a row; then the next ready one has its turn.
+ * Fairness. A ready link has at most TURN_PACKETS packets or TURN_BYTES in a row; then the next ready one has its turn.
  * The list of ready links is worked off over as many receive() calls as that takes, and only then asked
  * for anew; the groups take turns in being first.
  *
@@ -25,7 +25,7 @@
 #include "coalesce.h"
 #include "io_common.h"
 
-enum { TURN_PACKETS = 16, READY_LINKS = 64 };
+enum { TURN_PACKETS = 16, TURN_BYTES = 256 << 10, READY_LINKS = 64 };
 #define NO_LINK UINT32_MAX
 
 struct link {
@@ -51,6 +51,7 @@ struct hp_io {
   hp_coalescer coalescer;
   struct group groups[HP_GROUPS];
   struct link *links;
+  hp_spin spin;
   int first; /* group that is first in the next receive() */
 };
 
@@ -69,16 +70,19 @@ static void free_all(hp_io *io) {
       close(io->groups[g].epoll);
     free(io->groups[g].free);
   }
+  hp_coalesce_close(&io->coalescer);
   hp_buffers_free(&io->buffers);
   free(io->links);
   free(io);
 }
 
+static void write_chain(hp_io *io, uint32_t head);
+
 static int set_up(hp_io *io, hp_error *error) {
   if (hp_buffers_new(&io->buffers, io->config.buffers, error))
     return -1;
   io->links = calloc(io->config.max_links, sizeof *io->links);
-  if (!io->links)
+  if (!io->links || hp_coalesce_open(&io->coalescer, &io->buffers, io->config.max_links, io, write_chain))
     return hp_fail(error, ENOMEM, "epoll: no memory for %u links; lower max_links", io->config.max_links);
   for (int g = 0; g < HP_GROUPS; g++) {
     struct group *group = &io->groups[g];
@@ -93,8 +97,6 @@ static int set_up(hp_io *io, hp_error *error) {
   }
   return 0;
 }
-
-static void write_chain(hp_io *io, uint32_t head);
 
 static hp_io *poll_open(const hp_io_config *config, hp_error *error) {
   if (hp_io_check_config(config, error))
@@ -111,7 +113,6 @@ static hp_io *poll_open(const hp_io_config *config, hp_error *error) {
     free_all(io);
     return NULL;
   }
-  hp_coalesce_init(&io->coalescer, &io->buffers, io, write_chain);
   return io;
 }
 
@@ -127,6 +128,7 @@ static int poll_add(hp_io *io, uint32_t number, int fd, int group, hp_error *err
                    remedy);
   }
   io->links[number] = (struct link){.fd = fd, .group = (uint8_t)group, .added = true, .watched = receives};
+  hp_coalesce_link(&io->coalescer, number);
   return 0;
 }
 
@@ -167,6 +169,10 @@ static void write_chain(hp_io *io, uint32_t head) {
     int count = hp_chain_vector(&io->buffers, head, vector);
     written = pwritev2(io->links[note->link].fd, vector, count, -1, RWF_NOWAIT);
   }
+  if (written < 0 && hp_coalesce_refused(&io->coalescer, head, errno)) {
+    hp_chain_split(&io->buffers, head, io, write_chain);
+    return;
+  }
   if (written < 0)
     hp_chain_failed(&io->config, &io->buffers, head, errno);
   else
@@ -202,12 +208,12 @@ static void read_failed(hp_io *io, uint32_t number, int code, bool hung_up) {
 
 /* A link's turn: up to `room` packets. */
 static uint32_t read_link(hp_io *io, const struct epoll_event *event, hp_packet *packets, uint32_t room) {
-  uint32_t number = event->data.u32, count = 0;
+  uint32_t number = event->data.u32, count = 0, bytes = 0;
   if (number == NO_LINK)
     return 0;
   struct link *link = &io->links[number];
   struct group *group = &io->groups[link->group];
-  while (count < room && count < TURN_PACKETS) {
+  while (count < room && count < TURN_PACKETS && bytes < TURN_BYTES) {
     if (group->free_count == 0) {
       io->config.counters->no_buffers++;
       break;
@@ -221,6 +227,7 @@ static uint32_t read_link(hp_io *io, const struct epoll_event *event, hp_packet 
     }
     link->failures = 0;
     group->free_count--;
+    bytes += (uint32_t)length;
     packets[count++] = hp_received(&io->buffers, buffer, number, (uint32_t)length);
   }
   return count;
@@ -241,6 +248,17 @@ static uint32_t read_group(hp_io *io, struct group *group, bool ask, hp_packet *
   return count;
 }
 
+static void wait_for(hp_io *io, struct pollfd *fds, int timeout) {
+  int64_t spin_end = timeout ? hp_spin_begin(&io->spin, &io->config) : 0;
+  int ready = 0;
+  while (spin_end && !ready && hp_io_nanoseconds() < spin_end)
+    ready = poll(fds, HP_GROUPS + 1, 0);
+  if (!ready)
+    poll(fds, HP_GROUPS + 1, timeout);
+  if (timeout)
+    hp_spin_end(&io->spin, &io->config);
+}
+
 /* Waits for at most `timeout` ms until there is something to read, and reads it. True when woken. */
 static bool take_turn(hp_io *io, int timeout, hp_packet *packets, uint32_t *count) {
   struct pollfd fds[HP_GROUPS + 1];
@@ -250,7 +268,7 @@ static bool take_turn(hp_io *io, int timeout, hp_packet *packets, uint32_t *coun
       timeout = 0;
   }
   fds[HP_GROUPS] = (struct pollfd){.fd = io->config.wake, .events = POLLIN};
-  poll(fds, HP_GROUPS + 1, timeout);
+  wait_for(io, fds, timeout);
   for (int i = 0; i < HP_GROUPS; i++) {
     int g = (io->first + i) % HP_GROUPS;
     *count += read_group(io, &io->groups[g], fds[g].revents, packets + *count, HP_BATCH - *count);

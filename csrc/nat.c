@@ -312,7 +312,8 @@ __attribute__((noinline)) static void translate_all(hp_worker *worker, hp_packet
   uint32_t now = (uint32_t)worker->now;
   for (uint32_t i = 0; i < count; i++) {
     hp_item *item = &worker->items[i];
-    if (item->lookup != HP_LOOKUP_STEADY || !forward_steady(&worker->flows, engine, worker->stats, now, &packets[i], item))
+    if (item->lookup != HP_LOOKUP_STEADY ||
+        !forward_steady(&worker->flows, engine, worker->stats, now, &packets[i], item))
       translate(worker, &packets[i], item);
   }
 }

@@ -29,6 +29,10 @@ static void device_gone(void *context, uint32_t link) {
   __atomic_store_n(&worker->engine->links[link].gone, 1, __ATOMIC_RELAXED);
 }
 
+static bool command_waits(const hp_worker *worker) {
+  return __atomic_load_n(&worker->command, __ATOMIC_RELAXED) != NULL;
+}
+
 static void run_command(hp_worker *worker) {
   hp_command *command = __atomic_load_n(&worker->command, __ATOMIC_ACQUIRE);
   if (!command)
@@ -85,7 +89,9 @@ static void turn(hp_worker *worker) {
     worker->words->batches++;
     hp_nat_batch(worker, packets, count);
     send_batch(worker, packets, count);
-    worker->io_ops->flush(worker->io);
+    /* receive() sends before it waits: in the same system call. */
+    if (worker->now != worker->swept_at || worker->owed || command_waits(worker))
+      worker->io_ops->flush(worker->io);
   }
   if (worker->workers > 1)
     hp_handover_take(worker);
@@ -117,6 +123,7 @@ static int open_io(hp_worker *worker) {
   hp_io_config config = {.max_links = engine->config.max_links + 1,
                          .buffers = engine->config.buffers,
                          .wake = worker->wake,
+                         .spin = engine->config.spin,
                          .failed = output_failed,
                          .gone = device_gone,
                          .context = worker,

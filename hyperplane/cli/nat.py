@@ -46,6 +46,7 @@ class Plan:
     workers: int
     pin: str
     io: Io
+    spin: int
     timers: Timers
     watch: bool
 
@@ -101,7 +102,12 @@ class Session:
         plan = self._plan
         size = max(len(plan.environments) + 1, 64)
         async with Attachments(
-            max_flows=plan.max_flows, max_links=size, io=plan.io, workers=plan.workers, pin=plan.pin
+            max_flows=plan.max_flows,
+            max_links=size,
+            io=plan.io,
+            workers=plan.workers,
+            pin=plan.pin,
+            spin=plan.spin,
         ) as attachments:
             self._attachments = attachments
             self._eni = await self._open_eni()

@@ -28,6 +28,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     refusal_rate: int = 100
     port_quarantine: float = 30.0
     huge_pages: bool = True
+    spin: int = 0
     seed: int = 0
     workers: int = 1
     pin: str = ""
@@ -46,6 +47,7 @@ def compiled(config: EngineConfig) -> Any:
     block.refusal_rate = checks.integer("refusal_rate", config.refusal_rate, 1, 1_000_000)
     block.port_quarantine = checks.milliseconds("port_quarantine", config.port_quarantine, LONGEST_TIMER)
     block.huge_pages = checks.instance("huge_pages", config.huge_pages, bool)
+    block.spin = checks.integer("spin", config.spin, 0, 1000)
     block.seed = checks.integer("seed", config.seed, 0, UINT64)
     block.workers = checks.integer("workers", config.workers, 1, lib.HP_MAX_WORKERS)
     pins = checks.cpus("pin", config.pin, lib.HP_MAX_WORKERS)

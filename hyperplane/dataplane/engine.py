@@ -28,13 +28,14 @@ class Engine(Linked):
     run or not. Errors: InvalidValue for a value that cannot be right, EngineError and its relatives for what the
     engine or the kernel refuses. A context manager: leaving it closes the engine.
 
-    Sizes are fixed for its life. max_flows: flows at the same time; max_mappings: UDP and ICMP mappings (0: as
-    many as there can be); max_links: tunnels and ENIs; max_addresses: ENI addresses in all; buffers: receive buffers per kind of
-    link, a power of two; drop_records: length of the drop ring; refusal_rate: RSTs and ICMP errors that the engine
-    sends per second and link; port_quarantine: seconds before the port of an ended mapping is given out again; seed:
-    not 0 makes hash keys and ports reproducible, for tests only; workers: threads that translate, each with its share
-    of max_flows, of the tunnels and of each ENI's ports; pin: the CPUs they run on, such as "0,2-3", one after the
-    other, "" for wherever the kernel puts them.
+    Sizes are fixed for its life. max_flows: flows at the same time; max_mappings: UDP and ICMP mappings (0: as many
+    as there can be); max_links: tunnels and ENIs; max_addresses: ENI addresses in all; buffers: receive buffers per
+    kind of link, a power of two; drop_records: length of the drop ring; refusal_rate: RSTs and ICMP errors that the
+    engine sends per second and link; port_quarantine: seconds before the port of an ended mapping is given out again;
+    spin: microseconds that a worker looks for packets before it sleeps, where that pays (for processors to spare);
+    seed: not 0 makes hash keys and ports reproducible, for tests only; workers: threads that translate, each with its
+    share of max_flows, of the tunnels and of each ENI's ports; pin: the CPUs they run on, such as "0,2-3", one after
+    the other, "" for wherever the kernel puts them.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Engine(Linked):
         refusal_rate: int = 100,
         port_quarantine: float = 30.0,
         huge_pages: bool = True,
+        spin: int = 0,
         seed: int = 0,
         workers: int = 1,
         pin: str = "",
@@ -66,6 +68,7 @@ class Engine(Linked):
                 refusal_rate=refusal_rate,
                 port_quarantine=port_quarantine,
                 huge_pages=huge_pages,
+                spin=spin,
                 seed=seed,
                 workers=workers,
                 pin=pin,

@@ -1,6 +1,7 @@
-"""UDP payloads arrive as they were sent, one by one, whatever was put together and taken apart on the way.
+"""Payloads arrive as they were sent, datagrams one by one, whatever was put together and taken apart on the way.
 
-A sender's kernel hands the engine super-packets (UDP_SEGMENT); the engine joins equal datagrams itself.
+A sender's kernel hands the engine super-packets (UDP_SEGMENT); the engine joins equal datagrams, and TCP segments of a
+sender without segmentation offload, itself.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from .world import SERVER, World, each, vpc_namespace, world
 
 ENVIRONMENTS = 3
 SEGMENT, SEGMENTS, BURSTS = 1400, 44, 20
+STREAM = 8 * MIB
 
 
 @pytest_asyncio.fixture
@@ -125,3 +127,23 @@ async def test_datagrams_without_checksum(lab: World) -> None:
         await datagrams(client, server, sent)
         await datagrams(server, client, sent, to=back)
     assert lab.engine.counters().drops == {}
+
+
+async def test_tcp_segments_of_a_sender_without_offload(lab: World) -> None:
+    """Each segment comes by itself; those in a row leave together, and the stream is what was sent."""
+    sender, other = lab.environments[0], lab.environments[1]
+    await sender.run("ip", "link", "set", "dev", "eth0", "gso_max_segs", "1")
+    before, counted = lab.engine.status(), lab.engine.counters()
+    async with (
+        connection(sender.name, lab.vpc, SERVER) as pair,
+        connection(other.name, lab.vpc, SERVER) as beside,
+    ):
+        await asyncio.gather(
+            transfer(pair.client, pair.server, STREAM, seed=3),
+            transfer(beside.server, beside.client, STREAM, seed=4),
+        )
+    after = lab.engine.status()
+    assert lab.engine.counters().drops == {}
+    assert lab.engine.counters().packets_in - counted.packets_in > 2 * STREAM // 1500
+    assert after.packets - before.packets > STREAM // 1500
+    assert after.writes - before.writes < after.packets - before.packets

@@ -64,6 +64,8 @@ def test_options_reach_the_plan(plans: list[nat.Plan]) -> None:
         "2",
         "--pin",
         "0-1",
+        "--spin",
+        "50",
         "--timers",
         "udp=10,dns=1.5",
         "--timers",
@@ -87,6 +89,7 @@ def test_options_reach_the_plan(plans: list[nat.Plan]) -> None:
             workers=2,
             pin="0-1",
             io="epoll",
+            spin=50,
             timers=Timers(udp=10, dns=1.5, icmp=2),
             watch=True,
         )

@@ -87,6 +87,7 @@ def test_default_timers_are_those_of_c(engine: Engine) -> None:
         ("refusal_rate", [0, 1_000_001]),
         ("port_quarantine", [0, -1, 1e9, "30", float("nan")]),
         ("huge_pages", [1, None]),
+        ("spin", [-1, 1001, 1.5]),
         ("seed", [-1, 1 << 64]),
         ("workers", [0, 17, "2", None]),
         ("pin", ["x", "3-1", "0-16", "1024", "-1", ",", "0,", None, 0]),

@@ -195,12 +195,13 @@ static inline void on_gone(void *context, uint32_t link) {
   engine->gone_link = link;
 }
 
-static inline void open_engine(struct engine *engine, const hp_io_ops *ops, uint32_t buffers) {
+static inline void open_spinning(struct engine *engine, const hp_io_ops *ops, uint32_t buffers, uint32_t spin) {
   *engine = (struct engine){.ops = ops, .wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
   MUST(engine->wake);
   hp_io_config config = {.max_links = LINKS,
                          .buffers = buffers,
                          .wake = engine->wake,
+                         .spin = spin,
                          .failed = on_failed,
                          .gone = on_gone,
                          .context = engine,
@@ -209,6 +210,10 @@ static inline void open_engine(struct engine *engine, const hp_io_ops *ops, uint
   engine->io = ops->open(&config, &error);
   if (!engine->io)
     fail_msg("%s", error.text);
+}
+
+static inline void open_engine(struct engine *engine, const hp_io_ops *ops, uint32_t buffers) {
+  open_spinning(engine, ops, buffers, 0);
 }
 
 static inline void close_engine(struct engine *engine) {

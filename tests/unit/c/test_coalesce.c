@@ -1,13 +1,16 @@
-/* test_coalesce.c: runs of UDP datagrams: which are made, and that the receiver gets what was sent. The part with
- * real TUN devices needs root and makes its own namespaces. */
+/* test_coalesce.c: which packets leave together, and that the receiver gets what was sent. What they are joined to is
+ * test_gso.c's. The part with real TUN devices needs root and makes its own namespaces. */
 #include "io_fixture.h"
 
 #include "../../../csrc/coalesce.h"
 #include "../../../csrc/packet.h"
 
+static uint32_t below_hash(uint32_t i) { return i * 2654435761u >> 8; }
+
 /* ---- which runs are made: a coalescer with writes that are only noted ---- */
 
-enum { WRITES = 200 };
+enum { WRITES = 200, ALL_LINKS = 600 };
+enum { UDP_HEADERS = HP_VNET_HEADER + 28 };
 
 static hp_buffers buffers;
 static hp_coalescer coalescer;
@@ -55,7 +58,7 @@ static hp_packet make_frame(const struct frame *frame, uint32_t number) {
         .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM, .gso_type = frame->gso_type, .csum_start = 20, .csum_offset = 6};
   if (frame->valid)
     vnet.flags = VIRTIO_NET_HDR_F_DATA_VALID;
-  memset(data, 0, HP_COALESCE_HEADERS);
+  memset(data, 0, UDP_HEADERS);
   memcpy(data, &vnet, sizeof vnet);
   ip[0] = frame->version ? frame->version : 0x45;
   ip[1] = frame->tos;
@@ -106,13 +109,13 @@ static int make_coalescer(void **state) {
   hp_error error;
   (void)state;
   assert_int_equal(hp_buffers_new(&buffers, 128, &error), 0);
-  hp_coalesce_init(&coalescer, &buffers, NULL, note_write);
-  coalescer.enabled = true;
+  assert_int_equal(hp_coalesce_open(&coalescer, &buffers, ALL_LINKS, NULL, note_write), 0);
   return 0;
 }
 
 static int free_coalescer(void **state) {
   (void)state;
+  hp_coalesce_close(&coalescer);
   hp_buffers_free(&buffers);
   return 0;
 }
@@ -130,9 +133,10 @@ static void test_what_differs_ends_the_run(void **state) {
   (void)state;
   EXPECT_WRITES("1 1 1", {0}, {.ttl = 62}, {0});
   EXPECT_WRITES("1 1 1", {0}, {.tos = 1}, {0}); /* ECN counts */
-  EXPECT_WRITES("1 1 1", {0}, {.port = 4001}, {0});
   EXPECT_WRITES("1 1", {0}, {.no_df = true});
-  EXPECT_WRITES("1 1 1", {0}, {.protocol = HP_TCP}, {0}); /* order is kept */
+  EXPECT_WRITES("1 1 1", {0}, {.none = true}, {0}); /* order is kept */
+  EXPECT_WRITES("1 1 1", {0}, {.version = 0x46}, {0});
+  EXPECT_WRITES("1 1 1", {0}, {.fragment = 100}, {0});
 }
 
 static void test_never_in_a_run(void **state) {
@@ -150,7 +154,7 @@ static void test_never_in_a_run(void **state) {
 static void test_lies(void **state) {
   struct frame usual = {0};
   (void)state;
-  for (uint32_t cut = 0; cut <= HP_COALESCE_HEADERS + 99; cut++) {
+  for (uint32_t cut = 0; cut <= UDP_HEADERS + 99; cut++) {
     write_count = 0;
     for (uint32_t i = 0; i < 2; i++) {
       hp_packet packet = make_frame(&usual, i);
@@ -188,17 +192,71 @@ static void test_limits(void **state) {
     frames[i].payload = 1400;
   expect_writes(frames, 50, "46 4"); /* 65,000 bytes */
   memset(frames, 0, sizeof frames);
-  coalescer.enabled = false;
+  coalescer.refuses[1] = HP_REFUSES_UDP;
   expect_writes(frames, 3, "1 1 1");
-  coalescer.enabled = true;
+  coalescer.refuses[1] = 0;
 }
 
-/* Links do not disturb each other, but for two that share a place. */
-static void test_links(void **state) {
+/* Flows do not disturb each other, on one link or on several. */
+static void test_flows(void **state) {
+  static struct frame frames[128];
   (void)state;
   EXPECT_WRITES("2 2", {.link = 1}, {.link = 2}, {.link = 1}, {.link = 2});
-  EXPECT_WRITES("1 1 1", {.link = 1}, {.link = 1 + HP_COALESCE_RUNS}, {.link = 1});
-  EXPECT_WRITES("1 2", {.link = 1}, {.link = 1 + HP_COALESCE_RUNS, .none = true}, {.link = 1});
+  EXPECT_WRITES("2 1", {0}, {.port = 4001}, {0});
+  EXPECT_WRITES("1 2", {0}, {.protocol = HP_ICMP}, {0});
+  EXPECT_WRITES("1 2", {.link = 1}, {.link = 2, .version = 0x46}, {.link = 1}); /* another link's */
+  EXPECT_WRITES("1 2", {.link = 1}, {.link = ALL_LINKS}, {.link = 1});          /* no such link */
+  memset(frames, 0, sizeof frames);
+  for (uint32_t i = 0; i < 128; i++)
+    frames[i].port = (uint16_t)(4000 + i % 32);
+  expect_writes(frames, 128, "4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4");
+}
+
+/* More flows than there is room for: each packet leaves, in its flow's order. */
+static void test_many_flows(void **state) {
+  uint32_t packets = 0;
+  (void)state;
+  write_count = 0;
+  for (uint32_t i = 0; i < 128; i++) {
+    struct frame frame = {.port = (uint16_t)(1 + below_hash(i) % 60000)};
+    hp_packet packet = make_frame(&frame, i);
+    hp_coalesce_send(&coalescer, &packet);
+  }
+  hp_coalesce_flush(&coalescer);
+  for (uint32_t i = 0; i < write_count; i++)
+    packets += buffers.notes[written[i]].packets;
+  assert_int_equal(packets, 128);
+}
+
+/* A device that takes no super-packets: all is as it was sent, and the link is left alone until it is another one. */
+static void test_refusal(void **state) {
+  static uint8_t before[3][UDP_HEADERS + 100];
+  struct frame frame = {.id = 9};
+  (void)state;
+  write_count = 0;
+  for (uint32_t i = 0; i < 3; i++) {
+    hp_packet packet = make_frame(&frame, i);
+    memcpy(before[i], packet.data, sizeof before[i]);
+    hp_coalesce_send(&coalescer, &packet);
+  }
+  hp_coalesce_flush(&coalescer);
+  assert_int_equal(write_count, 1);
+  assert_false(hp_coalesce_refused(&coalescer, written[0], EAGAIN)); /* its queue is full: that is no refusal */
+  assert_true(hp_coalesce_refused(&coalescer, written[0], EINVAL));
+  hp_chain_split(&buffers, written[0], NULL, note_write);
+  assert_int_equal(write_count, 4);
+  for (uint32_t i = 0; i < 3; i++) {
+    const hp_buffer_note *note = &buffers.notes[written[1 + i]];
+    assert_int_equal(written[1 + i], i);
+    assert_int_equal(note->packets, 1);
+    assert_int_equal(note->link, 1);
+    assert_int_equal(note->length, sizeof before[i]);
+    assert_memory_equal(hp_buffer(&buffers, i), before[i], sizeof before[i]);
+    assert_false(hp_coalesce_refused(&coalescer, written[1 + i], EINVAL)); /* and a single one that fails has failed */
+  }
+  EXPECT_WRITES("1 1 1 2", {0}, {0}, {0}, {.link = 2}, {.link = 2});
+  hp_coalesce_link(&coalescer, 1);
+  EXPECT_WRITES("3", {0}, {0}, {0});
 }
 
 /* The super-packet's bytes: the first one's headers, made to fit, and every payload once. */
@@ -209,11 +267,11 @@ static void test_super_packet(void **state) {
   EXPECT_WRITES("3", {.id = 9}, {0}, {.payload = 40});
   int count = hp_chain_vector(&buffers, written[0], vector);
   assert_int_equal(count, 3);
-  assert_int_equal(vector[0].iov_len, HP_COALESCE_HEADERS + 100);
+  assert_int_equal(vector[0].iov_len, UDP_HEADERS + 100);
   assert_int_equal(vector[1].iov_len, 100);
   assert_int_equal(vector[2].iov_len, 40);
   for (uint32_t n = 0; n < 3; n++) {
-    const uint8_t *payload = (const uint8_t *)vector[n].iov_base + (n ? 0 : HP_COALESCE_HEADERS);
+    const uint8_t *payload = (const uint8_t *)vector[n].iov_base + (n ? 0 : UDP_HEADERS);
     for (uint32_t i = 0; i < (n == 2 ? 40 : 100); i++)
       assert_int_equal(payload[i], (uint8_t)(n * 31 + i));
   }
@@ -245,13 +303,13 @@ static uint32_t next_datagram(int tun, size_t payload, uint16_t *id) {
     sched_yield();
   const uint8_t *ip = frame + HP_VNET_HEADER;
   uint32_t number;
-  assert_int_equal(length, HP_COALESCE_HEADERS + payload);
+  assert_int_equal(length, UDP_HEADERS + payload);
   assert_int_equal(frame[0] & VIRTIO_NET_HDR_F_NEEDS_CSUM, 0);
   assert_int_equal(hp_get16(ip + 2), length - HP_VNET_HEADER);
   assert_int_equal(hp_fold(hp_sum(ip, 20)), 0xffff);
   assert_int_equal(udp_checksum(ip, (uint16_t)(8 + payload)), 0);
   *id = hp_get16(ip + 4);
-  memcpy(&number, frame + HP_COALESCE_HEADERS, sizeof number);
+  memcpy(&number, frame + UDP_HEADERS, sizeof number);
   return number;
 }
 
@@ -316,7 +374,8 @@ int main(void) {
       cmocka_unit_test(test_equal_datagrams), cmocka_unit_test(test_what_differs_ends_the_run),
       cmocka_unit_test(test_never_in_a_run),  cmocka_unit_test(test_lies),
       cmocka_unit_test(test_checksums),       cmocka_unit_test(test_ids),
-      cmocka_unit_test(test_limits),          cmocka_unit_test(test_links),
+      cmocka_unit_test(test_limits),          cmocka_unit_test(test_flows),
+      cmocka_unit_test(test_many_flows),      cmocka_unit_test(test_refusal),
       cmocka_unit_test(test_super_packet)};
   const struct CMUnitTest epoll[] = {cmocka_unit_test_prestate(test_through_devices, (void *)(uintptr_t)&hp_io_epoll)};
   const struct CMUnitTest uring[] = {cmocka_unit_test_prestate(test_through_devices, (void *)(uintptr_t)&hp_io_uring)};

@@ -1,6 +1,8 @@
 /* test_io.c: both I/O engines with real TUN devices. Needs root; makes its own namespaces. */
 #include "io_fixture.h"
 
+#include "../../../csrc/packet.h"
+
 #include <pthread.h>
 #include <sys/resource.h>
 
@@ -18,15 +20,19 @@ struct world {
   int udp[2];
 };
 
-static void make_world(struct world *world, void **state, uint32_t buffers) {
+static void make_spinning_world(struct world *world, void **state, uint32_t buffers, uint32_t spin) {
   const char *devices[] = {"io0", "io1"}, *addresses[] = {NEAR, FAR};
-  open_engine(&world->engine, *state, buffers);
+  open_spinning(&world->engine, *state, buffers, spin);
   for (int i = 0; i < 2; i++) {
     enter(namespaces[i]);
     world->tun[i] = new_tun(devices[i], addresses[i], MASK, 65000, OFFLOADS);
     world->udp[i] = udp_socket(addresses[i], 7000);
     add_link(&world->engine, (uint32_t)i, world->tun[i], i ? HP_GROUP_ENIS : HP_GROUP_TUNNELS);
   }
+}
+
+static void make_world(struct world *world, void **state, uint32_t buffers) {
+  make_spinning_world(world, state, buffers, 0);
 }
 
 /* Whether the device is there, in the namespace of link `i`. */
@@ -502,6 +508,115 @@ static void test_fairness(void **state) {
   end_world(&world);
 }
 
+/* Looking for packets before sleeping: nothing is lost, a wake is heard, and an idle engine sleeps. */
+static void test_spin(void **state) {
+  struct world world;
+  make_spinning_world(&world, state, 64, 1000);
+  for (int round = 0; round < 20; round++) {
+    udp_flood(world.udp[0], FAR, 100, 100);
+    forward(&world.engine, 0, 1, 100);
+    udp_send(world.udp[1], NEAR, "x", 1);
+    forward(&world.engine, 1, 0, 1);
+    expect(world.udp[0], "x", 1);
+  }
+  for (int i = 0; i < 20; i++) {
+    hp_packet packets[HP_BATCH];
+    pthread_t thread;
+    pthread_create(&thread, NULL, wake_soon, &world.engine);
+    while (receive(&world.engine, packets, 1000)) /* no packets, and no whole second */
+      fail();
+    pthread_join(thread, NULL);
+  }
+  assert_sleeps(&world.engine, 50);
+  assert_sleeps(&world.engine, 50);
+  end_world(&world);
+}
+
+/* More links that take much than there are buffer rings for them, one after the other: whoever changes rings loses
+ * nothing, and its packets stay in order. */
+static void test_many_hot_links(void **state) {
+  enum { TUNNELS = 11, EACH = 150, QUIET = 80 };
+  struct world world;
+  hp_packet packets[HP_BATCH];
+  char name[IFNAMSIZ], address[20];
+  int tun[TUNNELS];
+  make_world(&world, state, 64);
+  struct engine *engine = &world.engine;
+  enter(namespaces[0]);
+  for (unsigned i = 0; i < TUNNELS; i++) {
+    snprintf(name, sizeof name, "io-h%u", i);
+    snprintf(address, sizeof address, "198.18.%u.2", 140 + i);
+    tun[i] = new_tun(name, address, "255.255.255.0", 1500, OFFLOADS);
+    add_link(engine, 20 + i, tun[i], HP_GROUP_TUNNELS);
+  }
+  for (unsigned round = 0; round < 3 * TUNNELS; round++) {
+    uint32_t link = 20 + round % TUNNELS, next = 0;
+    snprintf(address, sizeof address, "198.18.%u.9", 140 + round % TUNNELS);
+    udp_flood(world.udp[0], address, EACH, 100);
+    for (int64_t deadline = hp_io_clock() + DEADLINE; next < EACH && hp_io_clock() < deadline;) {
+      uint32_t count = receive(engine, packets, 100), number;
+      for (uint32_t i = 0; i < count; i++) {
+        assert_int_equal(packets[i].link, link);
+        memcpy(&number, packets[i].data + HP_VNET_HEADER + 28, sizeof number);
+        assert_int_equal(number, next++);
+      }
+      release_all(engine, packets, count);
+    }
+    assert_int_equal(next, EACH);
+    for (int i = 0; i < QUIET; i++) { /* turns in which the others are silent */
+      udp_send(world.udp[0], FAR, "x", 1);
+      assert_int_equal(drain(engine, 0, 1), 0);
+    }
+  }
+  for (uint32_t i = 0; i < TUNNELS; i++) {
+    engine->ops->remove(engine->io, 20 + i);
+    close(tun[i]);
+  }
+  assert_int_equal(engine->gone, 0);
+  udp_flood(world.udp[0], FAR, 200, 100); /* all buffers are back */
+  drain(engine, 0, 200);
+  end_world(&world);
+}
+
+/* A small packet is written before another tunnel's super-segments, though it came after them. */
+static void test_small_before_large(void **state) {
+  static char large[50000], got[65536];
+  struct world world;
+  hp_packet packets[HP_BATCH];
+  make_world(&world, state, 64);
+  struct engine *engine = &world.engine;
+  enter(namespaces[0]);
+  int tun = new_tun("io2", "198.18.128.2", "255.255.255.0", 1500, OFFLOADS);
+  add_link(engine, 2, tun, HP_GROUP_TUNNELS);
+  uint32_t count = 0;
+  for (int i = 0; i < 3; i++)
+    udp_send(world.udp[0], FAR, large, sizeof large);
+  while (count < 3)
+    count += receive(engine, packets + count, DEADLINE);
+  udp_send(world.udp[0], "198.18.128.9", "small", 5);
+  count += receive(engine, packets + count, DEADLINE);
+  assert_int_equal(count, 4);
+  assert_int_equal(packets[3].link, 2);
+  for (uint32_t i = 0; i < count; i++) {
+    uint8_t *ip = packets[i].data + HP_VNET_HEADER; /* to the socket behind link 1 */
+    uint32_t to = hp_get32(ip + 16);
+    inet_pton(AF_INET, FAR, ip + 16);
+    hp_put16(ip + 20, (uint16_t)(7000 + packets[i].link)); /* two flows */
+    hp_partial_apply(ip + 26, hp_delta32(to, hp_get32(ip + 16)));
+    hp_put16(ip + 10, 0);
+    hp_put16(ip + 10, hp_ipv4_checksum(ip, 20));
+    packets[i].link = 1;
+    engine->ops->send(engine->io, &packets[i]);
+  }
+  engine->ops->flush(engine->io);
+  assert_int_equal(recv(world.udp[1], got, sizeof got, 0), 5);
+  for (int i = 0; i < 3; i++)
+    assert_int_equal(recv(world.udp[1], got, sizeof got, 0), sizeof large);
+  engine->ops->remove(engine->io, 2);
+  close(tun);
+  end_world(&world);
+}
+
 static void test_add_refuses(void **state) {
   struct world world;
   hp_error error = {0};
@@ -521,6 +636,42 @@ static void test_add_refuses(void **state) {
   assert_non_null(strstr(error.text, "power of two"));
   config = (hp_io_config){.max_links = 4, .buffers = 4, .wake = -1};
   assert_null(ops->open(&config, &error));
+}
+
+/* With epoll a tunnel's turn ends after some bytes too: others do not wait for a whole row of super-segments. */
+static void test_large_packets_take_turns(void **state) {
+  static char large[50000];
+  struct world world;
+  hp_packet packets[HP_BATCH];
+  make_world(&world, state, 64);
+  struct engine *engine = &world.engine;
+  enter(namespaces[0]);
+  int tun = new_tun("io2", "198.18.128.2", "255.255.255.0", 1500, OFFLOADS);
+  add_link(engine, 2, tun, HP_GROUP_TUNNELS);
+  for (int i = 0; i < 12; i++)
+    udp_send(world.udp[0], FAR, large, sizeof large);
+  udp_send(world.udp[0], "198.18.128.9", "small", 5);
+  uint32_t count = receive(engine, packets, DEADLINE), before = 0;
+  while (before < count && packets[before].link != 2)
+    before++;
+  assert_true(before <= 6 && before < count);
+  release_all(engine, packets, count);
+  engine->ops->remove(engine->io, 2);
+  close(tun);
+  end_world(&world);
+}
+
+static int run_turns(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_prestate(test_large_packets_take_turns, (void *)(uintptr_t)&hp_io_epoll)};
+  return cmocka_run_group_tests_name("epoll, turns", tests, NULL, NULL);
+}
+
+/* Only io_uring has a batch of writes to put in order: epoll writes each packet when it is sent. */
+static int run_order(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_prestate(test_small_before_large, (void *)(uintptr_t)&hp_io_uring)};
+  return cmocka_run_group_tests_name("io_uring, order of writes", tests, NULL, NULL);
 }
 
 static int run(const char *name, const hp_io_ops *ops) {
@@ -544,6 +695,8 @@ static int run(const char *name, const hp_io_ops *ops) {
       TEST(test_fairness),
       TEST(test_output_failures),
       TEST(test_inject),
+      TEST(test_many_hot_links),
+      TEST(test_spin),
       TEST(test_add_refuses),
   };
   return cmocka_run_group_tests_name(name, tests, NULL, NULL);
@@ -575,6 +728,8 @@ int main(void) {
   namespaces[1] = new_namespace();
   int failed = run("epoll", &hp_io_epoll);
   failed += run("io_uring", &hp_io_uring);
+  failed += run_turns();
+  failed += run_order();
   failed += run_plain_descriptors();
   return failed ? 1 : 0;
 }
