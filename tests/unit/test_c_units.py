@@ -36,4 +36,4 @@ def test_there_are_programs() -> None:
 @pytest.mark.timeout(420)
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_program(variant: Path, program: str) -> None:
-    run(variant / program, timeout=100)
+    run(variant / program, timeout=300)

@@ -32,12 +32,12 @@ static void fill(lab *l, uint32_t tunnels) {
   assert_int_equal(live_flows(l), MANY);
 }
 
-static void advance(lab *l, uint64_t ms) { hp_clock_set(&l->engine->worker, l->now += ms); }
+static void advance(lab *l, uint64_t ms) { hp_clock_set(l->engine->workers, l->now += ms); }
 
 /* As the worker's loop: devices are there, so others wait for the turn to end. */
 static void turn(lab *l) {
   static char device;
-  hp_worker *worker = &l->engine->worker;
+  hp_worker *worker = l->engine->workers;
   worker->io = (hp_io *)(void *)&device;
   hp_expire_turn(worker);
   worker->io = NULL;
@@ -48,7 +48,7 @@ static void test_a_turn_ends_some_and_owes_the_rest(void **state) {
   lab *l = large_lab(1);
   fill(l, 1);
   advance(l, UDP_TIMER - 1);
-  hp_expire(&l->engine->worker, UINT32_MAX);
+  hp_expire(l->engine->workers, UINT32_MAX);
   assert_int_equal(live_flows(l), MANY);
   advance(l, 1000);
   uint32_t turns = 0, left = MANY;
@@ -56,7 +56,7 @@ static void test_a_turn_ends_some_and_owes_the_rest(void **state) {
     turn(l);
     assert_true(live_flows(l) < left && left - live_flows(l) <= 512);
     left = live_flows(l);
-    assert_true(left == 0 || l->engine->worker.owed);
+    assert_true(left == 0 || l->engine->workers->owed);
     check_engine(l->engine);
   }
   assert_true(turns > 3);
@@ -67,10 +67,10 @@ static void test_flows_that_are_not_due_are_left_alone(void **state) {
   (void)state;
   lab *l = large_lab(1);
   fill(l, 1);
-  hp_half *half = &l->engine->worker.flows.flows[77].half[HP_INSIDE];
+  hp_half *half = &l->engine->workers->flows.flows[77].half[HP_INSIDE];
   half->last_seen = (uint32_t)l->now - 3 * UDP_TIMER; /* it would end if anybody looked */
   advance(l, 1000);
-  hp_expire(&l->engine->worker, UINT32_MAX);
+  hp_expire(l->engine->workers, UINT32_MAX);
   assert_int_equal(live_flows(l), MANY);
   half->last_seen = (uint32_t)l->now;
   free_lab(l);
@@ -88,7 +88,7 @@ static void test_only_flows_of_a_removed_tunnel_end(void **state) {
     turn(l);
   }
   check_engine(l->engine);
-  assert_int_equal(l->engine->links[TUNNEL + 5].flows, 0);
+  assert_int_equal(hp_stats(l->engine->workers, TUNNEL + 5)->flows, 0);
   assert_int_equal(live_flows(l), MANY / 8 * 6);
   free_lab(l);
 }
@@ -97,7 +97,7 @@ static void test_after_a_jump_of_the_clock_all_end_in_turns(void **state) {
   (void)state;
   lab *l = large_lab(1);
   fill(l, 1);
-  hp_worker *worker = &l->engine->worker;
+  hp_worker *worker = l->engine->workers;
   static char device;
   worker->io = (hp_io *)(void *)&device;
   advance(l, 1ull << 33);
@@ -133,11 +133,11 @@ static void test_random_lives(void **state) {
     if (random_below(&random, 2))
       turn(l);
     else
-      hp_expire(&l->engine->worker, random_below(&random, MANY));
+      hp_expire(l->engine->workers, random_below(&random, MANY));
     if (step % 100 == 0) {
-      l->engine->worker.cursor = 0;
-      hp_expire(&l->engine->worker, UINT32_MAX);
-      const hp_flow_table *flows = &l->engine->worker.flows;
+      l->engine->workers->cursor = 0;
+      hp_expire(l->engine->workers, UINT32_MAX);
+      const hp_flow_table *flows = &l->engine->workers->flows;
       for (uint32_t number = 0; number < flows->control->used; number++)
         HOLD(!hp_flow_live(&flows->flows[number]) || (int32_t)(flows->cold[number].deadline - (uint32_t)l->now) > 0);
       check_engine(l->engine);
