@@ -22,7 +22,7 @@ from hyperplane.dataplane import io_engines
 
 HERE: Final = Path(__file__).parent
 RESULTS: Final = HERE / "results"
-ORDER: Final = ("test_memory.py", "test_throughput.py", "test_tunnels.py", "test_api_attach.py")
+ORDER: Final = ("test_memory.py", "test_throughput.py", "test_workers.py", "test_tunnels.py", "test_api_attach.py")
 FIGURES: Final = pytest.StashKey[list[Figure]]()
 
 

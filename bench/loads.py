@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -47,6 +48,23 @@ def tcp(lab: Lab, rival: Rival, seconds: int, *, streams: int = 1, back: bool = 
     gbps, gigabytes = _received(result, rival)
     rival.check()
     return Stream(gbps, took.machine / gigabytes, took.process / gigabytes)
+
+
+def two_streams(lab: Lab, rival: Rival, seconds: int) -> float:
+    """Gb/s of two environments together, each of which sends a TCP stream."""
+    with _iperf_server(lab, rival, IPERF_PORT), _iperf_server(lab, rival, BULK_PORT), ThreadPoolExecutor(2) as threads:
+        sent = threads.map(
+            lambda where: lab.run(
+                where[0],
+                "iperf3",
+                *f"--client {SERVER} --port {where[1]} --time {seconds} --json".split(),
+                timeout=seconds + 20,
+            ),
+            ((rival.client, IPERF_PORT), (rival.bystander, BULK_PORT)),
+        )
+        total = sum(_received(result, rival)[0] for result in sent)
+    rival.check()
+    return total
 
 
 def udp(lab: Lab, rival: Rival, seconds: float, *, size: int = 64, segments: int = 1, flows: int = 1) -> float:

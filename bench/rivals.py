@@ -71,10 +71,10 @@ class Rival:
 
 
 @contextmanager
-def kernel_nft(lab: Lab) -> Iterator[Rival]:
-    """client -- veth -- NAT (nft masquerade) -- veth -- server."""
+def kernel_nft(lab: Lab, name: str = "kernel") -> Iterator[Rival]:
+    """client -- veth -- NAT (nft masquerade) -- veth -- server. name: of its namespaces."""
     client, bystander, nat, server = (
-        lab.namespace(f"kernel-{role}") for role in ("client", "bystander", "nat", "server")
+        lab.namespace(f"{name}-{role}") for role in ("client", "bystander", "nat", "server")
     )
     for number, (environment, address) in enumerate(((client, INSIDE), (bystander, BYSTANDER))):
         gateway = f"198.18.{number}.1"
@@ -114,7 +114,8 @@ def hyperplane(lab: Lab, io: str, **options: Any) -> Iterator[Rival]:
 
     options: those of `Engine` besides io.
     """
-    client, bystander, server = (lab.namespace(f"{io}-{role}") for role in ("client", "bystander", "server"))
+    name = "-".join((io, *(f"{option}{value}" for option, value in options.items())))
+    client, bystander, server = (lab.namespace(f"{name}-{role}") for role in ("client", "bystander", "server"))
     shell("ip", "-n", server, "address", "add", f"{SERVER}/32", "dev", "lo")
     settings = json.dumps({"io": io, **options})
     command = (sys.executable, "-m", "bench.engine_process", server, ENI_ADDRESS, settings, client, bystander)

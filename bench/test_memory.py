@@ -24,7 +24,7 @@ KNOWN: Final = "a packet of a known flow"
 
 
 @contextmanager
-def _tables(flows: int, traffic: int) -> Iterator[Any]:
+def tables(flows: int, traffic: int = lib.HP_BENCH_UDP) -> Iterator[Any]:
     """An engine and a bare table with the same flows; on huge pages when they can be had, both."""
     error = ffi.new("hp_error *")
     bench = lib.hp_bench_new(flows, traffic, 1, error)
@@ -40,6 +40,11 @@ def _ns(function: Callable[..., float], *arguments: Any) -> float:
     ns = function(*arguments, error)
     assert ns >= 0, f"{function} {arguments}: {ffi.string(error.text).decode()}"
     return ns
+
+
+def translated(bench: Any) -> float:
+    """ns for a packet of a known flow."""
+    return _ns(lib.hp_bench_translate, bench, PACKETS)
 
 
 def _in_turns(rounds: int, ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[list[float], list[float]]:
@@ -60,10 +65,10 @@ def test_translate(size: str, traffic: str, record: Recorder, effort: Effort) ->
         pytest.skip("only with `make bench`")
     flows = SIZES[size]
     memory = ffi.new("hp_memory *")
-    with _tables(flows, TRAFFIC[traffic]) as bench:
+    with tables(flows, TRAFFIC[traffic]) as bench:
         here, there = _in_turns(
             effort.memory_rounds,
-            lambda: _ns(lib.hp_bench_translate, bench, PACKETS),
+            lambda: translated(bench),
             lambda: _ns(lib.hp_bench_table, bench, PACKETS),
         )
         lib.hp_bench_memory(bench, memory)
@@ -79,8 +84,8 @@ def test_translate(size: str, traffic: str, record: Recorder, effort: Effort) ->
 
 def _next_to_a_packet(name: str, ours: Callable[[], float], bars: Sequence[Bar], record: Recorder, rounds: int) -> None:
     """In ns, at a million flows."""
-    with _tables(SIZES["1M"], lib.HP_BENCH_TCP) as bench:
-        here, there = _in_turns(rounds, ours, lambda: _ns(lib.hp_bench_translate, bench, PACKETS))
+    with tables(SIZES["1M"], lib.HP_BENCH_TCP) as bench:
+        here, there = _in_turns(rounds, ours, lambda: translated(bench))
     record(name, "ns", "lower", KNOWN, here, there, bars=tuple(bars), flows=SIZES["1M"])
 
 
