@@ -107,10 +107,17 @@ static bool is_over(hp_worker *worker, uint32_t number) {
 
 static bool has_passed(const hp_worker *worker, uint32_t time) { return (int32_t)((uint32_t)worker->now - time) >= 0; }
 
+/* The link may be one that a caller makes just now, of which this worker cannot know anything yet: whatever it then
+ * takes for true costs a look at some flows, no more. */
+HP_LOOKS_ON static bool has_flows_to_end(const hp_worker *worker, uint32_t number) {
+  const hp_link *link = &worker->engine->links[number];
+  return hp_stats(worker, number)->flows && link->kind == HP_LINK_TUNNEL &&
+         (hp_link_draining(link) || link->drain == HP_DRAIN_RESET);
+}
+
 /* Once for each pass, and when there seem to be others: whoever is missed is found in the next pass, before whose end
  * no number of a link is given out again. */
 static void note_drained(hp_worker *worker) {
-  const hp_engine *engine = worker->engine;
   const uint32_t now_for[2] = {worker->leaving_count, worker->resetting};
   if (worker->cursor && memcmp(now_for, worker->drained_for, sizeof now_for) == 0)
     return;
@@ -120,11 +127,9 @@ static void note_drained(hp_worker *worker) {
   worker->drains = false;
   if (!worker->leaving_count && !worker->resetting)
     return;
-  const uint32_t used = __atomic_load_n(&engine->shared->links_used, __ATOMIC_ACQUIRE);
+  const uint32_t used = __atomic_load_n(&worker->shared->links_used, __ATOMIC_ACQUIRE);
   for (uint32_t number = 1; number < used; number++) {
-    const hp_link *link = &engine->links[number];
-    if (hp_stats(worker, number)->flows == 0 || link->kind != HP_LINK_TUNNEL ||
-        !(hp_link_draining(link) || link->drain == HP_DRAIN_RESET))
+    if (!has_flows_to_end(worker, number))
       continue;
     uint16_t owner = hp_flow_owner(number);
     worker->drained[owner / 64] |= 1ull << owner % 64;
