@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 import pytest
@@ -87,7 +88,7 @@ def test_one_beside_all(ladder: Ladder, record: Recorder, lab: Lab, effort: Effo
         serve(lab, rival)
     try:
         for name, unit, load in (
-            ("one TCP stream", "Gb/s", lambda rival: loads.tcp(lab, rival, effort.tcp_seconds)),
+            ("one TCP stream", "Gb/s", lambda rival: loads.tcp(lab, rival, effort.tcp_seconds).gbps),
             ("UDP 64 B", "Mpps", lambda rival: loads.udp(lab, rival, effort.seconds)),
         ):
             ours, theirs = in_turns(load, crowd, alone.rival)
@@ -98,7 +99,7 @@ def test_one_beside_all(ladder: Ladder, record: Recorder, lab: Lab, effort: Effo
         if effort.extra:
             asked = in_turns(lambda rival: loads.question(lab, rival, effort.seconds), crowd, alone.rival)
             for percentile in ("p50", "p99"):
-                here, there = ([one[f"{percentile}_us"] for one in side] for side in asked)
+                here, there = (list(map(attrgetter(percentile), side)) for side in asked)
                 name = f"request/response {percentile} beside {ladder.top:,} idle tunnels"
                 record(name, "us", "lower", "alone", here, there)
         for engine in (ladder.attachments.engine, alone.attachments.engine):
