@@ -184,3 +184,8 @@ class TestReport:
         drawn = (tmp_path / "one.svg").read_text()
         assert drawn == (tmp_path / "two.svg").read_text()
         assert all(line.figure in drawn for line in LINES)
+
+
+def test_docs_performance_is_what_the_kept_figures_give() -> None:
+    page = report.PAGE.read_text()
+    assert page == report.inserted(page, report.generated(report.Run.of_kept(report.KEPT))), "make performance"
