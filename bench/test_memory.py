@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 import pytest
 
 from bench.conftest import Effort, Recorder
-from bench.figures import Bar, replay_clock
+from bench.figures import replay_clock
 from hyperplane._native import ffi, lib
 
 pytestmark = [pytest.mark.benchmark(timer=replay_clock), pytest.mark.timeout(600)]
@@ -18,7 +18,6 @@ PACKETS: Final = 1_000_000
 CREATIONS: Final = 300_000
 SIZES: Final = {"256": 256, "1k": 1 << 10, "64k": 1 << 16, "1M": 1 << 20, "16M": (1 << 24) - 1}
 TRAFFIC: Final = {"UDP": lib.HP_BENCH_UDP, "TCP": lib.HP_BENCH_TCP}
-BARS: Final = {"64k": 1.6, "1M": 1.5, "16M": 1.4}
 BARE_BYTES: Final = 2 * (64 + 4 / 0.625)  # a line and a slot of the index for each direction
 KNOWN: Final = "a packet of a known flow"
 
@@ -73,31 +72,27 @@ def test_translate(size: str, traffic: str, record: Recorder, effort: Effort) ->
         )
         lib.hp_bench_memory(bench, memory)
     udp = traffic == "UDP"
-    bars = (Bar("ratio", BARS[size], "lower"),) if udp and size in BARS else ()
     name = f"in memory, {size} flows" + ("" if udp else f", {traffic}")
     sizes = {"flows": flows, "packets": PACKETS, "bytes": memory.bytes, "huge_bytes": memory.huge_bytes}
-    record(name, "ns/packet", "lower", "bare table", here, there, bars=bars, **sizes)
+    record(name, "ns/packet", "lower", "bare table", here, there, **sizes)
     if udp and size == "1M":
-        most = (Bar("value", 176, "lower"),)
-        record("bytes per flow", "bytes", "lower", "bare table", [memory.bytes / flows], [BARE_BYTES], bars=most)
+        record("bytes per flow", "bytes", "lower", "bare table", [memory.bytes / flows], [BARE_BYTES])
 
 
-def _next_to_a_packet(name: str, ours: Callable[[], float], bars: Sequence[Bar], record: Recorder, rounds: int) -> None:
+def _next_to_a_packet(name: str, ours: Callable[[], float], record: Recorder, rounds: int) -> None:
     """In ns, at a million flows."""
     with tables(SIZES["1M"], lib.HP_BENCH_TCP) as bench:
         here, there = _in_turns(rounds, ours, lambda: translated(bench))
-    record(name, "ns", "lower", KNOWN, here, there, bars=tuple(bars), flows=SIZES["1M"])
+    record(name, "ns", "lower", KNOWN, here, there, flows=SIZES["1M"])
 
 
 @pytest.mark.parametrize("dense", [False, True], ids=["many destinations", "one destination"])
 def test_create(dense: bool, record: Recorder, effort: Effort) -> None:
     """A SYN until it has left: admission, port, flow, translation. A million other flows are there."""
     name = "flow creation, 90 % of the ports taken" if dense else "flow creation, 1M flows"
-    most = (Bar("value", 600 if dense else 300, "lower"),)
     _next_to_a_packet(
         name,
         lambda: _ns(lib.hp_bench_create, SIZES["1M"], int(dense), CREATIONS, 1),
-        most,
         record,
         effort.memory_rounds,
     )
@@ -106,10 +101,10 @@ def test_create(dense: bool, record: Recorder, effort: Effort) -> None:
 def test_keep(record: Recorder, effort: Effort) -> None:
     """What the sweep takes for each flow in a second in which nothing happens, with a timer of five minutes."""
     name = "keeping a flow for a second, 1M flows"
-    _next_to_a_packet(name, lambda: _ns(lib.hp_bench_keep, SIZES["1M"], 1), (), record, effort.memory_rounds)
+    _next_to_a_packet(name, lambda: _ns(lib.hp_bench_keep, SIZES["1M"], 1), record, effort.memory_rounds)
 
 
 def test_end(record: Recorder, effort: Effort) -> None:
     """What the sweep takes for each flow whose time is over, all of them in a row."""
     name = "ending a flow, 1M flows"
-    _next_to_a_packet(name, lambda: _ns(lib.hp_bench_end, SIZES["1M"], 1), (), record, effort.memory_rounds)
+    _next_to_a_packet(name, lambda: _ns(lib.hp_bench_end, SIZES["1M"], 1), record, effort.memory_rounds)

@@ -29,22 +29,6 @@ struct hp_bare {
   hp_region arena, indices[2];
 };
 
-static inline uint64_t load64(const uint8_t *p) {
-  uint64_t v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-static inline uint32_t load32(const uint8_t *p) {
-  uint32_t v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-static inline uint16_t load16(const uint8_t *p) {
-  uint16_t v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-
 /* CRC32C of the key, spread over 64 bits. The instruction is part of every x86-64 processor since 2008, though not of
  * what compilers assume; elsewhere one multiplication does. */
 #ifdef __x86_64__
@@ -66,9 +50,9 @@ static inline uint64_t bucket_of(const hp_bare *bare, uint64_t hash) {
 
 /* Source and link, destination and ports, as they lie in the packet. */
 static inline uint64_t first_of(const hp_packet *packet) {
-  return (uint64_t)packet->link << 32 | load32(packet->data + HP_VNET_HEADER + 12);
+  return (uint64_t)packet->link << 32 | hp_load32(packet->data + HP_VNET_HEADER + 12);
 }
-static inline uint64_t second_of(const hp_packet *packet) { return load64(packet->data + HP_VNET_HEADER + 16); }
+static inline uint64_t second_of(const hp_packet *packet) { return hp_load64(packet->data + HP_VNET_HEADER + 16); }
 
 static inline uint16_t fix(uint16_t checksum, uint32_t delta) {
   uint32_t sum = (uint16_t)~checksum + delta;
@@ -78,7 +62,8 @@ static inline uint16_t fix(uint16_t checksum, uint32_t delta) {
 
 static inline void rewrite(const hp_packet *packet, line *flow, uint32_t side, uint32_t checksum) {
   uint8_t *ip = packet->data + HP_VNET_HEADER;
-  uint16_t header = fix(load16(ip + 10), flow->delta_address), full = fix(load16(ip + checksum), flow->delta_full);
+  uint16_t header = fix(hp_load16(ip + 10), flow->delta_address),
+           full = fix(hp_load16(ip + checksum), flow->delta_full);
   memcpy(ip + 12 + 4 * side, &flow->address, 4);
   memcpy(ip + 20 + 2 * side, &flow->port, 2);
   memcpy(ip + 10, &header, 2);

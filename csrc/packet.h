@@ -60,6 +60,23 @@ static inline uint32_t hp_swap32(uint32_t v) { return __builtin_bswap32(v); }
 static inline uint16_t hp_swap16(uint16_t v) { return v; }
 static inline uint32_t hp_swap32(uint32_t v) { return v; }
 #endif
+/* Words as they lie in memory. */
+static inline uint16_t hp_load16(const uint8_t *p) {
+  uint16_t v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+static inline uint32_t hp_load32(const uint8_t *p) {
+  uint32_t v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+static inline uint64_t hp_load64(const uint8_t *p) {
+  uint64_t v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
 static inline uint16_t hp_get16(const uint8_t *p) {
   uint16_t v;
   memcpy(&v, p, sizeof v);

@@ -27,22 +27,6 @@ typedef struct hp_steady {
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 
-static inline uint16_t hp_load16(const uint8_t *p) {
-  uint16_t v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-static inline uint32_t hp_load32(const uint8_t *p) {
-  uint32_t v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-static inline uint64_t hp_load64(const uint8_t *p) {
-  uint64_t v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-
 /* One's complement sums of the halves of a word: what is carried out of the upper half by adding the word to itself,
  * halves changed over, comes in again at the lower one. */
 static inline uint32_t hp_fold64(uint64_t sum) { return (uint32_t)((sum + (sum << 32 | sum >> 32)) >> 32); }

@@ -202,23 +202,31 @@ static void test_remove_under_traffic(void **state) {
   end_world(&world);
 }
 
+/* Adds `count` TUNs PREFIX0, PREFIX1, ... to the first namespace, with addresses 198.18.SUBNET.2 and on, as links
+ * from a number on. */
+static void add_tuns(struct engine *engine, int *tun, unsigned count, const char *prefix, unsigned subnet,
+                     uint32_t link) {
+  char name[IFNAMSIZ], address[20];
+  enter(namespaces[0]);
+  for (unsigned i = 0; i < count; i++) {
+    snprintf(name, sizeof name, "%s%u", prefix, i);
+    snprintf(address, sizeof address, "198.18.%u.2", subnet + i);
+    tun[i] = new_tun(name, address, "255.255.255.0", 1500, OFFLOADS);
+    add_link(engine, link + i, tun[i], HP_GROUP_TUNNELS);
+  }
+}
+
 /* Packets that wait inside the engine when links are removed: the removed ones' are dropped, the others' are not, and
  * no buffer is lost. */
 static void test_remove_with_packets_waiting(void **state) {
   enum { EXTRA = 6, EACH = 20, BUFFERS = 128 };
   struct world world;
   hp_packet packets[BUFFERS + HP_BATCH];
-  char name[IFNAMSIZ], address[20];
+  char address[20];
   int tun[EXTRA];
   make_world(&world, state, BUFFERS);
   struct engine *engine = &world.engine;
-  enter(namespaces[0]);
-  for (unsigned i = 0; i < EXTRA; i++) {
-    snprintf(name, sizeof name, "io-x%u", i);
-    snprintf(address, sizeof address, "198.18.%u.2", 128 + i);
-    tun[i] = new_tun(name, address, "255.255.255.0", 1500, OFFLOADS);
-    add_link(engine, 10 + i, tun[i], HP_GROUP_TUNNELS);
-  }
+  add_tuns(engine, tun, EXTRA, "io-x", 128, 10);
   assert_int_equal(receive(engine, packets, 0), 0);
   for (unsigned i = 0; i < EXTRA; i++) {
     snprintf(address, sizeof address, "198.18.%u.9", 128 + i);
@@ -538,17 +546,11 @@ static void test_many_hot_links(void **state) {
   enum { TUNNELS = 11, EACH = 150, QUIET = 80 };
   struct world world;
   hp_packet packets[HP_BATCH];
-  char name[IFNAMSIZ], address[20];
+  char address[20];
   int tun[TUNNELS];
   make_world(&world, state, 64);
   struct engine *engine = &world.engine;
-  enter(namespaces[0]);
-  for (unsigned i = 0; i < TUNNELS; i++) {
-    snprintf(name, sizeof name, "io-h%u", i);
-    snprintf(address, sizeof address, "198.18.%u.2", 140 + i);
-    tun[i] = new_tun(name, address, "255.255.255.0", 1500, OFFLOADS);
-    add_link(engine, 20 + i, tun[i], HP_GROUP_TUNNELS);
-  }
+  add_tuns(engine, tun, TUNNELS, "io-h", 140, 20);
   for (unsigned round = 0; round < 3 * TUNNELS; round++) {
     uint32_t link = 20 + round % TUNNELS, next = 0;
     snprintf(address, sizeof address, "198.18.%u.9", 140 + round % TUNNELS);
