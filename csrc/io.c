@@ -64,7 +64,10 @@ int hp_buffers_new(hp_buffers *buffers, uint32_t per_group, hp_error *error) {
   void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (at == MAP_FAILED)
     return hp_fail(error, errno, "buffers: cannot map %zu bytes: %s; lower buffers", bytes, strerror(errno));
-  madvise(at, bytes, MADV_HUGEPAGE); /* without, it is only slower */
+  /* Huge pages would not make packets faster, but the first ones wait for them: the kernel clears two megabytes when
+   * one byte of them is used, which takes milliseconds in a guest whose host has to find the memory first. A device's
+   * queue overflows meanwhile. */
+  madvise(at, bytes, MADV_NOHUGEPAGE);
   hp_buffer_note *notes = calloc(count, sizeof *notes);
   if (!notes) {
     munmap(at, bytes);

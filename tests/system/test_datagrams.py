@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from hyperplane.linux.netlink import QUEUE
+
 from .support import Namespaces
 from .traffic import (
     MIB,
@@ -70,7 +72,7 @@ async def test_segmented_datagrams_both_ways(lab: World, last: int) -> None:
 
 async def test_bursts_of_equal_datagrams_from_all_environments_at_once(lab: World) -> None:
     """What the engine joins leaves it in order, and never two environments' in one."""
-    sent = [payload(number, 64) for number in range(500)]
+    sent = [payload(number, 64) for number in range(QUEUE // ENVIRONMENTS)]  # those of all fit the ENI's queue
 
     async def exchange(namespace: str) -> None:
         with udp_socket(lab.vpc, SERVER) as server, udp_socket(namespace, to=server.getsockname()) as client:

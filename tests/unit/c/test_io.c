@@ -4,6 +4,7 @@
 #include "../../../csrc/packet.h"
 
 #include <pthread.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 
 #define NEAR "198.18.0.2" /* in namespace 0, on device io0, link 0 */
@@ -640,6 +641,27 @@ static void test_add_refuses(void **state) {
   assert_null(ops->open(&config, &error));
 }
 
+/* Memory is taken as packets need it, a page at a time: none of them waits until two megabytes have been cleared. */
+static void test_memory_of_buffers(void **state) {
+  enum { PER_GROUP = 256, USED = 32 };
+  hp_buffers buffers;
+  hp_error error;
+  (void)state;
+  assert_int_equal(hp_buffers_new(&buffers, PER_GROUP, &error), 0);
+  size_t page = (size_t)sysconf(_SC_PAGESIZE), bytes = (size_t)buffers.count * HP_STRIDE;
+  size_t pages = (bytes + page - 1) / page, resident = 0;
+  unsigned char *in_memory = malloc(pages);
+  assert_non_null(in_memory);
+  for (uint32_t i = 0; i < USED; i++)
+    *hp_buffer(&buffers, i * (buffers.count / USED)) = 1;
+  MUST(mincore(buffers.at, bytes, in_memory));
+  for (size_t i = 0; i < pages; i++)
+    resident += in_memory[i] & 1;
+  assert_int_equal(resident, USED);
+  free(in_memory);
+  hp_buffers_free(&buffers);
+}
+
 /* With epoll a tunnel's turn ends after some bytes too: others do not wait for a whole row of super-segments. */
 static void test_large_packets_take_turns(void **state) {
   static char large[50000];
@@ -667,6 +689,11 @@ static int run_turns(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_prestate(test_large_packets_take_turns, (void *)(uintptr_t)&hp_io_epoll)};
   return cmocka_run_group_tests_name("epoll, turns", tests, NULL, NULL);
+}
+
+static int run_memory(void) {
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_memory_of_buffers)};
+  return cmocka_run_group_tests_name("buffers", tests, NULL, NULL);
 }
 
 /* Only io_uring has a batch of writes to put in order: epoll writes each packet when it is sent. */
@@ -728,7 +755,8 @@ int main(void) {
   close(crowd);
   namespaces[0] = new_namespace();
   namespaces[1] = new_namespace();
-  int failed = run("epoll", &hp_io_epoll);
+  int failed = run_memory();
+  failed += run("epoll", &hp_io_epoll);
   failed += run("io_uring", &hp_io_uring);
   failed += run_turns();
   failed += run_order();
