@@ -24,10 +24,13 @@ class Pairs(Generic[T]):
 
 @dataclass(frozen=True)
 class Contest:
+    """how: what figures' names say about ours besides, "" when it runs as it does by default."""
+
     lab: Lab
     ours: Rival
     rivals: Sequence[Rival]
     rounds: int
+    how: str = ""
 
     def run(self, load: Callable[[Lab, Rival], T], *, times: int = 1) -> list[Pairs[T]]:
         """times: as many rounds for each, where turns are short.

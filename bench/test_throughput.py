@@ -29,10 +29,13 @@ FLOWS: Final = 64
 TRAIN: Final = 32
 MTUS: Final = (1500, 65520)  # of those in user mode; ours, the kernel's and the bare forwarder's devices have 1500
 
-# Who meets whom: the kernel and the bare forwarder; those in user mode; the kernel again, by our engine on epoll.
-MAIN, USER_MODE, EPOLL = "main", "user mode", "epoll"
+# Who meets whom: the kernel and the bare forwarder; those in user mode; the kernel again, by our engine on epoll, and
+# by one that looks for packets for a while before it sleeps, where waking is what costs.
+MAIN, USER_MODE, EPOLL, SPINNING = "main", "user mode", "epoll", "spinning"
+SPIN: Final = 50  # us
 ALL: Final = (MAIN, USER_MODE, EPOLL) if EFFORT.extra else (MAIN,)
 ENGINES: Final = tuple(one for one in ALL if one != USER_MODE)
+WAITING: Final = (*ALL, SPINNING) if EFFORT.extra else ALL
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +58,12 @@ def contest(request: pytest.FixtureRequest, lab: Lab, effort: Effort, ours: Riva
         elif request.param == USER_MODE:
             rivals = [stack.enter_context(start(lab, mtu)) for start in (pasta, slirp4netns) for mtu in MTUS]
             yield Contest(lab, ours, rivals, effort.fewer_rounds)
+        elif request.param == SPINNING:
+            made = stack.enter_context(hyperplane(lab, "io_uring", spin=SPIN))
+            yield Contest(lab, made, (kernel,), effort.rounds, SPINNING)
         else:
-            yield Contest(lab, stack.enter_context(hyperplane(lab, "epoll")), (kernel,), effort.fewer_rounds)
+            made = stack.enter_context(hyperplane(lab, "epoll"))
+            yield Contest(lab, made, (kernel,), effort.fewer_rounds, EPOLL)
 
 
 class Scribe:
@@ -64,13 +71,14 @@ class Scribe:
 
     def __init__(self, record: Recorder, contest: Contest) -> None:
         self._record = record
+        self._how = contest.how
         self._engine = contest.ours.counted()["status"]
 
     def __call__(
         self, what: str, unit: str, better: Better, results: list[Pairs[T]], value: Callable[[T], float]
     ) -> None:
         """value: that of a load's result."""
-        name = f"{what}, epoll" if self._engine["io"] == "epoll" else what
+        name = f"{what}, {self._how}" if self._how else what
         for pairs in results:
             ours, theirs = ([value(one) for one in side] for side in (pairs.ours, pairs.theirs))
             self._record(name, unit, better, pairs.rival.name, ours, theirs, engine=self._engine)
@@ -118,14 +126,14 @@ def test_udp_mixed(contest: Contest, note: Scribe, effort: Effort) -> None:
 
 
 # What a wake-up costs depends on what else runs, and changes within seconds: so latency takes many short turns.
-@pytest.mark.parametrize("contest", ALL, indirect=True)
+@pytest.mark.parametrize("contest", WAITING, indirect=True)
 def test_latency(contest: Contest, note: Scribe, effort: Effort) -> None:
     results = contest.run(lambda lab, rival: loads.question(lab, rival, effort.seconds / 2), times=2)
     for percentile in ("p50", "p99"):
         note(f"request/response {percentile}", "us", "lower", results, attrgetter(percentile))
 
 
-@pytest.mark.parametrize("contest", ALL, indirect=True)
+@pytest.mark.parametrize("contest", WAITING, indirect=True)
 def test_connections(contest: Contest, note: Scribe, effort: Effort) -> None:
     results = contest.run(lambda lab, rival: loads.connections(lab, rival, effort.seconds / 2), times=2)
     note("short connections", "conn/s", "higher", results, itself)
