@@ -89,7 +89,6 @@ LINES: Final = (
     _ratio("one TCP stream back", SLIRP_1500, 8, 15),
     _ratio("short connections", KERNEL, 0.9, 1.15),
     _ratio("short connections", BARE, 0.9, 1.0),
-    _ratio("short connections, spinning", KERNEL, 0.9, 1.15),
     _ratio("request/response p50", BARE, 1.1, 1.0, "lower"),
     _ratio("request/response p50", KERNEL, 1.9, 1.4, "lower"),
     _ratio("request/response p99 beside a bulk stream", KERNEL, 2.0, 1.0, "lower"),

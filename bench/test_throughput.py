@@ -30,12 +30,11 @@ TRAIN: Final = 32
 MTUS: Final = (1500, 65520)  # of those in user mode; ours, the kernel's and the bare forwarder's devices have 1500
 
 # Who meets whom: the kernel and the bare forwarder; those in user mode; the kernel again, by our engine on epoll, and
-# by one that looks for packets for a while before it sleeps, where waking is what costs.
-MAIN, USER_MODE, EPOLL, SPINNING = "main", "user mode", "epoll", "spinning"
-SPIN: Final = 50  # us
+# by one that sleeps as soon as it is done, where waking is what costs.
+MAIN, USER_MODE, EPOLL, SLEEPING = "main", "user mode", "epoll", "without spinning"
 ALL: Final = (MAIN, USER_MODE, EPOLL) if EFFORT.extra else (MAIN,)
 ENGINES: Final = tuple(one for one in ALL if one != USER_MODE)
-WAITING: Final = (*ALL, SPINNING) if EFFORT.extra else ALL
+WAITING: Final = (*ALL, SLEEPING) if EFFORT.extra else ALL
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +57,9 @@ def contest(request: pytest.FixtureRequest, lab: Lab, effort: Effort, ours: Riva
         elif request.param == USER_MODE:
             rivals = [stack.enter_context(start(lab, mtu)) for start in (pasta, slirp4netns) for mtu in MTUS]
             yield Contest(lab, ours, rivals, effort.fewer_rounds)
-        elif request.param == SPINNING:
-            made = stack.enter_context(hyperplane(lab, "io_uring", spin=SPIN))
-            yield Contest(lab, made, (kernel,), effort.rounds, SPINNING)
+        elif request.param == SLEEPING:
+            made = stack.enter_context(hyperplane(lab, "io_uring", spin=0))
+            yield Contest(lab, made, (kernel,), effort.rounds, SLEEPING)
         else:
             made = stack.enter_context(hyperplane(lab, "epoll"))
             yield Contest(lab, made, (kernel,), effort.fewer_rounds, EPOLL)

@@ -2,8 +2,7 @@
  *
  * Theory of operation. Both engines hand out packets in buffers of HP_BUFFER bytes that lie in one
  * anonymous mapping: they hold packets, not state, so a successor process needs none of them and they
- * are no memfd. Pages come when a buffer is first used; huge ones where the kernel has some, since every packet of a
- * batch lies on a page of its own.
+ * are no memfd. Pages come when a buffer is first used, small ones: see hp_buffers_new().
  *
  * HP_IO_AUTO means io_uring where the kernel has all that io_uring.c uses (6.7 for multishot reads) and
  * nothing forbids it, else epoll.
@@ -12,12 +11,19 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "io_common.h"
+
+enum {
+  SPIN_PACKETS = 2,  /* in one turn, and */
+  SPIN_BYTES = 4096, /* of them together: little */
+  SPIN_TURNS = 16    /* in a row, before looking for packets may pay */
+};
 
 const char *hp_io_name(int io) {
   switch (io) {
@@ -152,11 +158,27 @@ int64_t hp_io_nanoseconds(void) {
   return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+uint32_t hp_spin_for(uint32_t asked, uint32_t workers) {
+  cpu_set_t cpus;
+  bool few = sched_getaffinity(0, sizeof cpus, &cpus) == 0; /* EINVAL: more of them than the set has room for */
+  return few && (uint32_t)CPU_COUNT(&cpus) <= workers ? 0 : asked;
+}
+
+void hp_spin_took(hp_spin *spin, const hp_packet *packets, uint32_t count) {
+  uint32_t bytes = 0;
+  for (uint32_t i = 0; i < count && i < SPIN_PACKETS; i++)
+    bytes += packets[i].length;
+  if (count > SPIN_PACKETS || bytes > SPIN_BYTES)
+    spin->quiet = 0;
+  else if (count && spin->quiet < SPIN_TURNS)
+    spin->quiet++;
+}
+
 int64_t hp_spin_begin(hp_spin *spin, const hp_io_config *config) {
   if (!config->spin)
     return 0;
   spin->started = hp_io_nanoseconds();
-  return spin->pays ? spin->started + config->spin * 1000LL : 0;
+  return spin->pays && spin->quiet == SPIN_TURNS ? spin->started + config->spin * 1000LL : 0;
 }
 
 void hp_spin_end(hp_spin *spin, const hp_io_config *config) {

@@ -70,4 +70,8 @@ extern const hp_io_ops hp_io_epoll;
 /* HP_IO_URING or HP_IO_EPOLL for HP_IO_AUTO; NULL and *error filled when it cannot run here. */
 const hp_io_ops *hp_io_choose(uint32_t io, hp_error *error);
 
+/* Microseconds to spin, of those asked for: none unless there are more processors than workers, or whoever is to send
+ * the next packet would wait for the one that looks for it. */
+uint32_t hp_spin_for(uint32_t asked, uint32_t workers);
+
 #endif

@@ -75,12 +75,17 @@ int64_t hp_io_clock(void);
 /* CLOCK_MONOTONIC, nanoseconds. */
 int64_t hp_io_nanoseconds(void);
 
-/* Looking for packets before sleeping pays while they come sooner than sleeping and waking take. So a wait that was
- * longer than the spin is followed by waits without it, until one was shorter: an idle engine does not spin. */
+/* Looking for packets before sleeping pays where one packet waits for another: request and response, a handshake. So
+ * it is done after some turns in a row that brought little, and as long as packets come sooner than sleeping and waking
+ * take: a wait that was longer than the spin is followed by waits without it, until one was shorter. An idle engine
+ * sleeps, and so does a busy one when it is done: meanwhile its next batch grows, and others have the processor. */
 typedef struct hp_spin {
   int64_t started;
+  uint32_t quiet; /* turns in a row that brought little */
   bool pays;
 } hp_spin;
+/* What a turn brought. */
+void hp_spin_took(hp_spin *spin, const hp_packet *packets, uint32_t count);
 /* A wait begins: until when (hp_io_nanoseconds()) to look for packets, 0: sleep at once. */
 int64_t hp_spin_begin(hp_spin *spin, const hp_io_config *config);
 /* The wait has ended: something came. */

@@ -287,6 +287,7 @@ static uint32_t poll_receive(hp_io *io, hp_packet *packets, int timeout) {
     if (timeout == 0 || (timeout > 0 && (left = deadline - hp_io_clock()) <= 0))
       break;
   }
+  hp_spin_took(&io->spin, packets, count);
   io->config.counters->packets += count;
   return count;
 }

@@ -272,6 +272,7 @@ static uint32_t uring_receive(hp_io *io, hp_packet *packets, int timeout) {
       break;
   }
   io->woken = false;
+  hp_spin_took(&io->spin, packets, count);
   io->config.counters->packets += count;
   return count;
 }

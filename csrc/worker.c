@@ -123,7 +123,7 @@ static int open_io(hp_worker *worker) {
   hp_io_config config = {.max_links = engine->config.max_links + 1,
                          .buffers = engine->config.buffers,
                          .wake = worker->wake,
-                         .spin = engine->config.spin,
+                         .spin = hp_spin_for(engine->config.spin, engine->config.workers),
                          .failed = output_failed,
                          .gone = device_gone,
                          .context = worker,

@@ -69,7 +69,7 @@ def _timers(ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
 @click.option("--pin", metavar="CPUS", default="", help="The CPUs of the workers, such as 2,3 or 2-5.")
 @click.option("--io", type=click.Choice(get_args(Io)), default="auto", show_default=True, help="How packets are read.")
 @click.option(
-    "--spin", type=int, metavar="MICROSECONDS", default=0, show_default=True,
+    "--spin", type=int, metavar="MICROSECONDS", default=50, show_default=True,
     help="Looks for packets that long before it sleeps, where that pays.",
 )  # fmt: skip
 @click.option(

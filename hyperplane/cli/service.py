@@ -26,7 +26,7 @@ ENGINE: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     ("--port-quarantine", {"type": float, "metavar": "SECONDS", "help": "Before a port is used again (30)."}),
     ("--workers", {"type": int, "metavar": "N", "help": "Threads that translate, each on its share (1)."}),
     ("--pin", {"metavar": "CPUS", "help": "The CPUs of the workers, such as 2,3 or 2-5 (any)."}),
-    ("--spin", {"type": int, "metavar": "MICROSECONDS", "help": "Looks for packets that long before it sleeps (0)."}),
+    ("--spin", {"type": int, "metavar": "MICROSECONDS", "help": "Looks for packets that long before it sleeps (50)."}),
     ("--huge-pages/--no-huge-pages", {"default": None, "help": "Tables on huge pages, where there are some."}),
 )
 ENGINE_FIELDS: Final = tuple(flags.partition("/")[0][2:].replace("-", "_") for flags, _ in ENGINE)

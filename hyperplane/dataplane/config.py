@@ -28,7 +28,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     refusal_rate: int = 100
     port_quarantine: float = 30.0
     huge_pages: bool = True
-    spin: int = 0
+    spin: int = 50
     seed: int = 0
     workers: int = 1
     pin: str = ""

@@ -32,10 +32,10 @@ class Engine(Linked):
     as there can be); max_links: tunnels and ENIs; max_addresses: ENI addresses in all; buffers: receive buffers per
     kind of link, a power of two; drop_records: length of the drop ring; refusal_rate: RSTs and ICMP errors that the
     engine sends per second and link; port_quarantine: seconds before the port of an ended mapping is given out again;
-    spin: microseconds that a worker looks for packets before it sleeps, where that pays (for processors to spare);
-    seed: not 0 makes hash keys and ports reproducible, for tests only; workers: threads that translate, each with its
-    share of max_flows, of the tunnels and of each ENI's ports; pin: the CPUs they run on, such as "0,2-3", one after
-    the other, "" for wherever the kernel puts them.
+    spin: microseconds that a worker looks for the next packet before it sleeps, while single packets come that soon and
+    there are more CPUs than workers (0: none); seed: not 0 makes hash keys and ports reproducible, for tests only;
+    workers: threads that translate, each with its share of max_flows, of the tunnels and of each ENI's ports; pin: the
+    CPUs they run on, such as "0,2-3", one after the other, "" for wherever the kernel puts them.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Engine(Linked):
         refusal_rate: int = 100,
         port_quarantine: float = 30.0,
         huge_pages: bool = True,
-        spin: int = 0,
+        spin: int = 50,
         seed: int = 0,
         workers: int = 1,
         pin: str = "",

@@ -517,6 +517,64 @@ static void test_fairness(void **state) {
   end_world(&world);
 }
 
+static void took(hp_spin *spin, uint32_t turns, uint32_t count, uint32_t length) {
+  hp_packet packets[HP_BATCH] = {{.length = length}, {.length = length}, {.length = length}};
+  for (uint32_t i = 0; i < turns; i++)
+    hp_spin_took(spin, packets, count);
+}
+
+/* Whether the next wait begins with looking for packets. The wait itself takes no time. */
+static bool looks(hp_spin *spin, const hp_io_config *config) {
+  bool yes = hp_spin_begin(spin, config) != 0;
+  hp_spin_end(spin, config);
+  return yes;
+}
+
+/* Only where one packet waits for another, as long as they come soon. */
+static void test_when_to_spin(void **state) {
+  hp_io_config config = {.spin = 1000000}, never = {0};
+  hp_spin spin = {0};
+  (void)state;
+  assert_false(looks(&spin, &config));
+  took(&spin, 15, 2, 2048);
+  assert_false(looks(&spin, &config));
+  took(&spin, 1, 2, 2048);
+  assert_true(looks(&spin, &config));
+  assert_false(looks(&spin, &never));
+  took(&spin, 1, 0, 0); /* nothing came: nothing new */
+  assert_true(looks(&spin, &config));
+  took(&spin, 1, 3, 64); /* a batch */
+  assert_false(looks(&spin, &config));
+  took(&spin, 16, 1, 64);
+  assert_true(looks(&spin, &config));
+  took(&spin, 1, 1, 4097); /* a super-segment */
+  assert_false(looks(&spin, &config));
+  took(&spin, 16, 1, 64);
+  hp_spin_begin(&spin, &config);
+  spin.started -= 1100 * 1000000LL; /* 1.1 s ago: it waited in vain */
+  hp_spin_end(&spin, &config);
+  assert_false(looks(&spin, &config)); /* which took no time: so it would have paid */
+  assert_true(looks(&spin, &config));
+}
+
+/* Never where the one who looks takes the processor of those whom it waits for. */
+static void test_where_to_spin(void **state) {
+  cpu_set_t before, one;
+  (void)state;
+  MUST(sched_getaffinity(0, sizeof before, &before));
+  uint32_t cpus = (uint32_t)CPU_COUNT(&before), first = 0;
+  while (!CPU_ISSET(first, &before))
+    first++;
+  CPU_ZERO(&one);
+  CPU_SET(first, &one);
+  assert_int_equal(hp_spin_for(50, cpus), 0);
+  if (cpus > 1)
+    assert_int_equal(hp_spin_for(50, cpus - 1), 50);
+  MUST(sched_setaffinity(0, sizeof one, &one));
+  assert_int_equal(hp_spin_for(50, 1), 0);
+  MUST(sched_setaffinity(0, sizeof before, &before));
+}
+
 /* Looking for packets before sleeping: nothing is lost, a wake is heard, and an idle engine sleeps. */
 static void test_spin(void **state) {
   struct world world;
@@ -524,9 +582,11 @@ static void test_spin(void **state) {
   for (int round = 0; round < 20; round++) {
     udp_flood(world.udp[0], FAR, 100, 100);
     forward(&world.engine, 0, 1, 100);
-    udp_send(world.udp[1], NEAR, "x", 1);
-    forward(&world.engine, 1, 0, 1);
-    expect(world.udp[0], "x", 1);
+    for (int i = 0; i < 40; i++) {
+      udp_send(world.udp[1], NEAR, "x", 1);
+      forward(&world.engine, 1, 0, 1);
+      expect(world.udp[0], "x", 1);
+    }
   }
   for (int i = 0; i < 20; i++) {
     hp_packet packets[HP_BATCH];
@@ -691,9 +751,10 @@ static int run_turns(void) {
   return cmocka_run_group_tests_name("epoll, turns", tests, NULL, NULL);
 }
 
-static int run_memory(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_memory_of_buffers)};
-  return cmocka_run_group_tests_name("buffers", tests, NULL, NULL);
+static int run_shared(void) {
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_memory_of_buffers), cmocka_unit_test(test_when_to_spin),
+                                     cmocka_unit_test(test_where_to_spin)};
+  return cmocka_run_group_tests_name("buffers, spinning", tests, NULL, NULL);
 }
 
 /* Only io_uring has a batch of writes to put in order: epoll writes each packet when it is sent. */
@@ -755,7 +816,7 @@ int main(void) {
   close(crowd);
   namespaces[0] = new_namespace();
   namespaces[1] = new_namespace();
-  int failed = run_memory();
+  int failed = run_shared();
   failed += run("epoll", &hp_io_epoll);
   failed += run("io_uring", &hp_io_uring);
   failed += run_turns();
