@@ -23,7 +23,8 @@ from bench.lab import NETNS, Lab, NamespaceThread, shell
 from bench.rivals import SERVER
 from bench.veth import VethAttacher
 from hyperplane.client import Client
-from hyperplane.resources import Document, Environment, EnvironmentSpec, Timings, convert
+from hyperplane.codec import convert
+from hyperplane.resources import Document, Environment, EnvironmentSpec, Timings
 
 pytestmark = [pytest.mark.benchmark(timer=replay_clock), pytest.mark.timeout(600)]
 

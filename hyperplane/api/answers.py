@@ -10,8 +10,9 @@ from aiohttp import web
 
 from hyperplane import __version__
 from hyperplane.api.routes import JSON, VERSION, VERSION_HEADER
+from hyperplane.codec import to_json
 from hyperplane.errors import HyperplaneError, ProtocolMismatch
-from hyperplane.resources import Problem, to_json
+from hyperplane.resources import Problem
 
 LOG: Final = structlog.get_logger("hyperplane.api")
 PLAIN_HEADERS: Final = {VERSION_HEADER: VERSION, "Server": f"hyperplane-nat/{__version__}"}

@@ -17,10 +17,11 @@ from hyperplane.api.answers import answer, nothing, text
 from hyperplane.api.metrics import Metrics
 from hyperplane.api.routes import LIMIT, MOST_DRAIN, PROMETHEUS, Route
 from hyperplane.api.service import FlowQuery, Peer, ServiceProtocol
+from hyperplane.codec import from_json
 from hyperplane.errors import InvalidValue
 from hyperplane.linux.sockets import peer_credentials
 from hyperplane.model import Drop, Flow, FlowState
-from hyperplane.resources import DEFAULT_ACCOUNT, EndEnvironment, from_json
+from hyperplane.resources import DEFAULT_ACCOUNT, EndEnvironment
 
 BODY_PATIENCE: Final = 30.0  # seconds until a body has come
 _NUMBER: Final = re.compile(r"[0-9]{1,20}", re.ASCII)

@@ -16,7 +16,7 @@ from typing import Any, Final, get_args, get_origin
 
 import msgspec
 
-from hyperplane.resources import to_text
+from hyperplane.codec import to_text
 
 REF: Final = "#/components/schemas/{name}"
 _OCTET: Final = r"(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"

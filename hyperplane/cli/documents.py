@@ -9,8 +9,9 @@ import click
 
 from hyperplane.cli.failures import DocumentError
 from hyperplane.cli.options import Caller, asks_daemon
+from hyperplane.codec import convert, to_json
 from hyperplane.errors import HyperplaneError, InvalidValue
-from hyperplane.resources import DEFAULT_ACCOUNT, ApplyRequest, Document, convert, to_json
+from hyperplane.resources import DEFAULT_ACCOUNT, ApplyRequest, Document
 
 if TYPE_CHECKING:
     from hyperplane.resources import Plan

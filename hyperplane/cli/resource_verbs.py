@@ -10,9 +10,10 @@ import msgspec
 from hyperplane.cli.asking import Names, every, get, method, suggested
 from hyperplane.cli.kinds import Noun
 from hyperplane.cli.options import Caller
+from hyperplane.codec import convert, to_json, to_text
 from hyperplane.errors import InvalidValue, ResourceNotFound
 from hyperplane.model import Timers
-from hyperplane.resources import EnvironmentSpec, convert, to_json, to_text
+from hyperplane.resources import EnvironmentSpec
 
 
 def print_json(value: Any) -> None:

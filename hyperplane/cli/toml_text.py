@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import msgspec
 
-from hyperplane.resources import DEFAULT_ACCOUNT, Document, to_text
+from hyperplane.codec import to_text
+from hyperplane.resources import DEFAULT_ACCOUNT, Document
 
 WIDTH: Final = 100  # columns, from which on a list has a line for each element
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")

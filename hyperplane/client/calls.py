@@ -11,8 +11,9 @@ import msgspec
 
 from hyperplane.client.answers import Listed
 from hyperplane.client.failures import VERSION, VERSION_HEADER, check_version, raised
+from hyperplane.codec import from_text, to_json
 from hyperplane.errors import HyperplaneError, InvalidValue
-from hyperplane.resources import ApplyRequest, Document, Health, from_text, to_json
+from hyperplane.resources import ApplyRequest, Document, Health
 
 BASE: Final = "/v1"
 MOST: Final = 1000  # items on a page

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection
 from typing import Any, Final
 
+from hyperplane.codec import to_json
 from hyperplane.control.state import Internals, State
 from hyperplane.errors import (
     HyperplaneError,
@@ -15,7 +16,7 @@ from hyperplane.errors import (
     ResourceConflict,
     ResourceNotFound,
 )
-from hyperplane.resources import ID_PREFIX, EnvironmentState, Kind, Request, to_json
+from hyperplane.resources import ID_PREFIX, EnvironmentState, Kind, Request
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 TOKEN: Final = re.compile(r"[!-~]{1,64}")  # AWS: 1 to 64 printable ASCII characters

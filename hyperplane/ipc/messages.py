@@ -12,9 +12,10 @@ from typing import Any, Final, Literal
 import msgspec
 
 from hyperplane import errors
+from hyperplane.codec import from_text
 from hyperplane.errors import EngineError, HyperplaneError
 from hyperplane.model import Timers, UdpMapping, to_text
-from hyperplane.resources import Problem, from_text
+from hyperplane.resources import Problem
 
 VERSION: Final = 2
 MOST_DESCRIPTORS: Final = 250  # with one message; the kernel takes 253 (SCM_MAX_FD)

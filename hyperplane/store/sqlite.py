@@ -20,19 +20,9 @@ from typing import Any, Final
 
 import msgspec
 
+from hyperplane.codec import from_text, to_text
 from hyperplane.errors import StoreError
-from hyperplane.resources import (
-    Eni,
-    Environment,
-    Function,
-    Kind,
-    Resource,
-    SecurityGroup,
-    Subnet,
-    Vpc,
-    from_text,
-    to_text,
-)
+from hyperplane.resources import Eni, Environment, Function, Kind, Resource, SecurityGroup, Subnet, Vpc
 from hyperplane.store.references import dangling
 from hyperplane.store.store import Change, Record
 

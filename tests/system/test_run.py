@@ -22,15 +22,8 @@ from typing import Any
 import pytest
 
 from hyperplane.cli.running import refused_resolvers
-from hyperplane.resources import (
-    Environment,
-    EnvironmentState,
-    Function,
-    FunctionState,
-    SecurityGroup,
-    Vpc,
-    to_json,
-)
+from hyperplane.codec import to_json
+from hyperplane.resources import Environment, EnvironmentState, Function, FunctionState, SecurityGroup, Vpc
 
 from .support import DEADLINE, wait_until
 

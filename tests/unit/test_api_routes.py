@@ -12,8 +12,8 @@ import pytest
 
 from hyperplane.api.routes import ROUTES
 from hyperplane.api.service import Peer
+from hyperplane.codec import to_json
 from hyperplane.model import FlowState, Reason
-from hyperplane.resources import to_json
 from tests.unit.api_support import (
     DOCUMENT,
     ENVIRONMENT,

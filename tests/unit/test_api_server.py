@@ -16,8 +16,9 @@ from hyperplane import errors
 from hyperplane.api import make_app, metrics, serve
 from hyperplane.api.service import EniMeasures, Measures
 from hyperplane.client import Client
+from hyperplane.codec import to_json
 from hyperplane.model import Counters
-from hyperplane.resources import EnvironmentSpec, to_json
+from hyperplane.resources import EnvironmentSpec
 from tests.unit.api_support import COUNTERS, DOCUMENT, ENVIRONMENT, FakeService, running
 
 

@@ -17,6 +17,7 @@ from hyperplane.cli import main as entry
 from hyperplane.cli.commands import MODULES, group
 from hyperplane.cli.kinds import NOUNS
 from hyperplane.cli.options import Caller
+from hyperplane.codec import to_json
 from hyperplane.model import Drop, Flow, FlowState, Reason, Timers
 from hyperplane.resources import (
     Change,
@@ -190,7 +191,7 @@ def test_lists_show_names(noun: str, words: list[str], daemon: Daemon, capsys: T
 @pytest.mark.parametrize("noun", [noun.name for noun in NOUNS] + ["flow"])
 def test_lists_as_json_are_the_apis_objects_and_quiet_ones_ids(noun: str, daemon: Daemon, capsys: Text) -> None:
     kept = daemon.kept[noun.replace("-", "_")]
-    assert json.loads(ran(capsys, noun, "list", "--json")) == json.loads(resources.to_json(kept))
+    assert json.loads(ran(capsys, noun, "list", "--json")) == json.loads(to_json(kept))
     assert ran(capsys, noun, "list", "-q") == f"{kept[0].id}\n"
     kept.clear()
     assert ran(capsys, noun, "list", "--json") == "[]\n"
@@ -221,7 +222,7 @@ def test_show_has_every_field(noun: str, daemon: Daemon, capsys: Text) -> None:
     kept = daemon.kept[noun.replace("-", "_")][0]
     text = ran(capsys, noun, "show", kept.name)
     assert {kept.id, kept.name, kept.account} <= set(text.split())
-    assert json.loads(ran(capsys, noun, "show", kept.id, "--json")) == json.loads(resources.to_json(kept))
+    assert json.loads(ran(capsys, noun, "show", kept.id, "--json")) == json.loads(to_json(kept))
 
 
 def test_show_names_what_ids_stand_for(daemon: Daemon, capsys: Text) -> None:
