@@ -13,6 +13,15 @@ from bench.rivals import Rival
 T = TypeVar("T")
 
 
+def in_turns(rounds: int, ours: Callable[[], T], theirs: Callable[[], T]) -> tuple[list[T], list[T]]:
+    """What both returned; who begins changes from round to round."""
+    values: tuple[list[T], list[T]] = ([], [])
+    for turn in range(rounds):
+        for place in (0, 1) if turn % 2 else (1, 0):
+            values[place].append((ours, theirs)[place]())
+    return values
+
+
 @dataclass(frozen=True)
 class Pairs(Generic[T]):
     """What a load returned over us and over a rival right before or after."""

@@ -9,6 +9,7 @@ from typing import Any, Final
 import pytest
 
 from bench.conftest import Effort, Recorder
+from bench.contest import in_turns
 from bench.figures import replay_clock
 from hyperplane._native import ffi, lib
 
@@ -46,16 +47,6 @@ def translated(bench: Any) -> float:
     return _ns(lib.hp_bench_translate, bench, PACKETS)
 
 
-def _in_turns(rounds: int, ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[list[float], list[float]]:
-    here: list[float] = []
-    there: list[float] = []
-    for turn in range(rounds):
-        runs = [(there, theirs), (here, ours)]
-        for values, run in runs if turn % 2 == 0 else reversed(runs):
-            values.append(run())
-    return here, there
-
-
 @pytest.mark.parametrize("traffic", list(TRAFFIC))
 @pytest.mark.parametrize("size", list(SIZES))
 def test_translate(size: str, traffic: str, record: Recorder, effort: Effort) -> None:
@@ -65,7 +56,7 @@ def test_translate(size: str, traffic: str, record: Recorder, effort: Effort) ->
     flows = SIZES[size]
     memory = ffi.new("hp_memory *")
     with tables(flows, TRAFFIC[traffic]) as bench:
-        here, there = _in_turns(
+        here, there = in_turns(
             effort.memory_rounds,
             lambda: translated(bench),
             lambda: _ns(lib.hp_bench_table, bench, PACKETS),
@@ -82,7 +73,7 @@ def test_translate(size: str, traffic: str, record: Recorder, effort: Effort) ->
 def _next_to_a_packet(name: str, ours: Callable[[], float], record: Recorder, rounds: int) -> None:
     """In ns, at a million flows."""
     with tables(SIZES["1M"], lib.HP_BENCH_TCP) as bench:
-        here, there = _in_turns(rounds, ours, lambda: translated(bench))
+        here, there = in_turns(rounds, ours, lambda: translated(bench))
     record(name, "ns", "lower", KNOWN, here, there, flows=SIZES["1M"])
 
 

@@ -5,14 +5,16 @@ an idle one costs; what one can do beside all the others, next to one that is al
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from operator import attrgetter
-from typing import Final, TypeVar
+from typing import Final
 
 import pytest
 
 from bench import loads, namespaces
 from bench.conftest import EFFORT, Effort, Recorder
+from bench.contest import in_turns
 from bench.figures import Bar, replay_clock
 from bench.lab import Lab, shell
 from bench.rivals import ENI_ADDRESS, HARMLESS_DROPS, LATENCY_PORT, SERVER, SERVERS_LIVE, Rival
@@ -25,7 +27,6 @@ pytestmark = [pytest.mark.benchmark(timer=replay_clock), pytest.mark.timeout(600
 
 STAGES: Final = tuple(one for one in (1, 1000, 10_000) if one <= EFFORT.environments)
 QUICK: Final = EFFORT.name == "quick"
-T = TypeVar("T")
 
 WINDOW: Final = 100  # environments that a figure is taken of: the last ones of a stage
 DETACHED: Final = 10 if QUICK else 40  # of these, detached again
@@ -91,12 +92,13 @@ def test_one_beside_all(ladder: Ladder, record: Recorder, lab: Lab, effort: Effo
             ("one TCP stream", "Gb/s", lambda rival: loads.tcp(lab, rival, effort.tcp_seconds).gbps),
             ("UDP 64 B", "Mpps", lambda rival: loads.udp(lab, rival, effort.seconds)),
         ):
-            ours, theirs = in_turns(load, crowd, alone.rival)
+            ours, theirs = in_turns(ROUNDS, partial(load, crowd), partial(load, alone.rival))
             record(
                 f"{name} beside {ladder.top:,} idle tunnels", unit, "higher", "alone", ours, theirs, bars=UNDISTURBED
             )
         if effort.extra:
-            asked = in_turns(lambda rival: loads.question(lab, rival, effort.seconds), crowd, alone.rival)
+            ask = partial(loads.question, lab, seconds=effort.seconds)
+            asked = in_turns(ROUNDS, partial(ask, crowd), partial(ask, alone.rival))
             for percentile in ("p50", "p99"):
                 here, there = (list(map(attrgetter(percentile), side)) for side in asked)
                 name = f"request/response {percentile} beside {ladder.top:,} idle tunnels"
@@ -140,14 +142,6 @@ def serve(lab: Lab, rival: Rival) -> None:
 def check(engine: Engine) -> None:
     bad = {reason: count for reason, count in engine.counters().drops.items() if reason not in HARMLESS_DROPS}
     assert not bad, f"packets were dropped: {bad}: the measurement is void"
-
-
-def in_turns(load: Callable[[Rival], T], ours: Rival, theirs: Rival) -> tuple[list[T], list[T]]:
-    values: tuple[list[T], list[T]] = ([], [])
-    for turn in range(ROUNDS):
-        for place in (0, 1) if turn % 2 == 0 else (1, 0):
-            values[place].append(load((ours, theirs)[place]))
-    return values
 
 
 def percentiles(record: Recorder, name: str, rival: str, took: Pairs) -> None:
