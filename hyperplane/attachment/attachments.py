@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from hyperplane.attachment.plan import LARGEST_MTU, LEAST_MTU, Plan, plan_of
+from hyperplane.attachment.telling import Telling
 from hyperplane.dataplane import Engine, Eni, Tunnel, checks
 from hyperplane.errors import EngineError, InvalidValue
 from hyperplane.linux import tun
@@ -292,22 +293,21 @@ class Attachments:
 
     def _make(self, plan: Plan) -> _Made:
         begun = time.perf_counter()
+        telling = Telling(self.engine, plan)
         if plan.by_descriptor and isinstance(plan.target, int):
             made = take_tunnel(plan.target)
+            try:
+                with telling.about(f"fd:{made.fd}", made.fd):
+                    pass
+            except BaseException as error:
+                raise HalfWay(error, self._reaper.close(made.fd)) from None
         else:
-            made = make_tunnel(plan.target, plan.shape, self._threads, self._reaper, vpc=plan.vpc)
-        asking = time.perf_counter()
-        try:
-            name = plan.name or (Path(made.namespace.name).name if made.namespace else f"fd:{made.fd}")
-            shape = plan.shape
-            tunnel = self.engine.add_tunnel(
-                plan.eni, name=name, address=shape.address, fd=made.fd, mtu=shape.mtu, max_flows=plan.max_flows
+            made = make_tunnel(
+                plan.target, plan.shape, self._threads, self._reaper, vpc=plan.vpc, beside=telling.about_namespace
             )
-        except BaseException as error:
-            raise HalfWay(error, self._reaper.close(made.fd)) from None
-        engine = time.perf_counter() - asking
-        timings = Timings(begun - plan.asked, made.opened, made.configured, engine, made.kernel)
-        return _Made(made.fd, made.device, made.namespace, tunnel, timings)
+        device = made.opened - (telling.seconds if made.namespace else 0)
+        timings = Timings(begun - plan.asked, device, made.configured, telling.seconds, made.kernel)
+        return _Made(made.fd, made.device, made.namespace, telling.tunnel, timings)
 
     def _unmake(self, made: _Made) -> Future[None]:
         # Refused when the caller closed the engine or removed the tunnel: then it has let go of the descriptor too.

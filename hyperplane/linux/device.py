@@ -1,20 +1,24 @@
-"""An environment's TUN with its address and routes, made by one call of C: csrc/device.c says why."""
+"""An environment's TUN with its address and routes, made by two calls of C: csrc/device.c says why."""
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any
+from typing import Any, NamedTuple
 
 from hyperplane._native import ffi, lib
 from hyperplane.errors import DeviceError, HyperplaneError
 from hyperplane.linux import netlink, tun
 from hyperplane.linux.jobs import HalfWay
-from hyperplane.linux.namespaces import descriptors_exhausted
+from hyperplane.linux.namespaces import descriptors_exhausted, entry_refused
 from hyperplane.linux.reaper import Reaper
+
+Beside = Callable[[int], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,49 +40,76 @@ class MadeDevice:
     configuring: float
 
 
-def make_device(shape: Shape, reaper: Reaper) -> MadeDevice:
-    """Makes it in the namespace of the calling thread, as tun.open_tun() and netlink.configure() would.
+class _Prepared(NamedTuple):
+    """Of a shape, what C is given."""
 
-    Raises DeviceError, PermissionMissing; HalfWay with one of them once the device was made: then the reaper closes it.
+    name: bytes
+    batch: bytes
+    messages: int
+    places: Any
+    place_count: int
+
+
+def make_device(
+    shape: Shape, reaper: Reaper, *, environment: int = -1, home: int = -1, beside: Beside = nullcontext
+) -> MadeDevice:
+    """Makes it in a network namespace, as tun.open_tun() and netlink.configure() would.
+
+    environment, home: descriptors of that namespace and of the calling thread's own, where it is when this returns;
+    without them it is made in the latter. beside: entered with its descriptor as soon as there is one, left when it is
+    configured, or with the exception that says why it is not. Raises DeviceError, PermissionMissing; HalfWay with one
+    of them, or with what beside raised, once the device was made: then the reaper closes it.
     """
-    tun.check_name(shape.device)
-    batch = netlink.configuration(shape.mtu, shape.address, shape.routes)
-    data, answers = bytearray(batch.data), bytearray(lib.HP_DEVICE_ANSWERS)
-    places = _places(tuple(batch.places))
-    with ffi.from_buffer("uint8_t[]", data) as messages, ffi.from_buffer("uint8_t[]", answers) as room:
-        made = ffi.new(
-            "hp_device *",
-            {
-                "name": shape.device.encode(),
-                "offloads": tun.OFFLOADS,
-                "batch": messages,
-                "batch_length": len(data),
-                "messages": batch.count,
-                "places": places,
-                "place_count": len(batch.places),
-                "answers": room,
-            },
-        )
-        failed = lib.hp_device_make(made)
+    prepared = _prepared(shape)
+    batch, answers = ffi.new("uint8_t[]", prepared.batch), bytearray(lib.HP_DEVICE_ANSWERS)
+    made = ffi.new("hp_device *")
+    made.name = prepared.name
+    made.offloads = tun.OFFLOADS
+    made.batch = batch
+    made.batch_length = len(prepared.batch)
+    made.messages = prepared.messages
+    made.places = prepared.places
+    made.place_count = prepared.place_count
+    made.environment = environment
+    made.home = home
+    opened = False
     try:
-        if failed:
+        if lib.hp_device_open(made):
             raise _failure(shape.device, made.step, made.error)
-        refusals = netlink.refusals_in(bytes(answers[: made.answers_length]))
-        netlink.check_configuration(shape.device, shape.mtu, shape.address, shape.routes, refusals)
-    except HyperplaneError as error:
+        opened = True
+        with beside(made.fd):
+            _configure(shape, made, answers)
+    except BaseException as error:
+        if opened:
+            lib.hp_device_leave(made)
         if made.fd < 0:
             raise
         raise HalfWay(error, reaper.close(made.fd)) from None
     return MadeDevice(made.fd, made.opening_ns * 1e-9, made.configuring_ns * 1e-9)
 
 
-@lru_cache(maxsize=256)
-def _places(places: tuple[int, ...]) -> Any:
-    return ffi.new("uint32_t[]", places)
+def _configure(shape: Shape, made: Any, answers: bytearray) -> None:
+    with ffi.from_buffer("uint8_t[]", answers) as room:
+        made.answers = room
+        if lib.hp_device_configure(made):
+            raise _failure(shape.device, made.step, made.error)
+    if made.refused:
+        refusals = netlink.refusals_in(bytes(answers[: made.answers_length]))
+        netlink.check_configuration(shape.device, shape.mtu, shape.address, shape.routes, refusals)
+
+
+@lru_cache(maxsize=256)  # environments have few shapes
+def _prepared(shape: Shape) -> _Prepared:
+    name = tun.check_name(shape.device).encode()
+    batch = netlink.configuration(shape.mtu, shape.address, shape.routes)
+    places = ffi.new("uint32_t[]", batch.places)
+    return _Prepared(name, bytes(batch.data), batch.count, places, len(batch.places))
 
 
 def _failure(device: str, step: int, number: int) -> HyperplaneError:
     what = f"device {device}"
+    if step == lib.HP_DEVICE_ENTER:
+        return entry_refused(number)
     if step == lib.HP_DEVICE_OPEN:
         return tun.open_error(device, number)
     if number in (errno.EMFILE, errno.ENFILE):

@@ -244,6 +244,11 @@ class NamespaceThreads:
         finally:
             _setns(self._home)
 
+    @property
+    def home_fd(self) -> int:
+        """Open until close()."""
+        return self._home
+
     def close(self) -> None:
         """Waits for the jobs that were submitted, then ends the threads. May be called twice."""
         self._pool.shutdown()
@@ -261,10 +266,14 @@ class NamespaceThreads:
 
 def _setns(fd: int) -> None:
     if LIBC.setns(fd, CLONE_NEWNET):
-        number = ctypes.get_errno()
-        remedy = "run as root or with CAP_SYS_ADMIN in the namespace's user namespace"
-        message = f"a network namespace may not be entered: {os.strerror(number)}"
-        raise PermissionMissing(message, resource="namespace", remedy=remedy)
+        raise entry_refused(ctypes.get_errno())
+
+
+def entry_refused(number: int) -> PermissionMissing:
+    """Why a namespace could not be entered, by its errno."""
+    remedy = "run as root or with CAP_SYS_ADMIN in the namespace's user namespace"
+    message = f"a network namespace may not be entered: {os.strerror(number)}"
+    return PermissionMissing(message, resource="namespace", remedy=remedy)
 
 
 def process_alive(pidfd: int) -> bool:
