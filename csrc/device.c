@@ -83,8 +83,7 @@ static int register_device(hp_device *device) {
   /* An older kernel knows fewer. Without any of them everything works, only slower. */
   for (int i = 0; i < HP_DEVICE_OFFLOADS && ioctl(device->fd, TUNSETOFFLOAD, device->offloads[i]); i++)
     ;
-  int header = HP_VNET_HEADER;
-  return ioctl(device->fd, TUNSETVNETHDRSZ, &header) ? failed(device, HP_DEVICE_HEADER) : 0;
+  return 0; /* its virtio_net_hdr has HP_VNET_HEADER bytes, unless somebody asks for more */
 }
 
 int hp_device_open(hp_device *device) {
@@ -93,38 +92,54 @@ int hp_device_open(hp_device *device) {
   int result = open_inside(device) || register_device(device) ? -1 : 0;
   if (result) {
     shut(&device->kernel);
-    if (device->step != HP_DEVICE_HEADER)
-      shut(&device->fd); /* no device: nothing to wait for */
+    shut(&device->fd); /* no device: nothing to wait for */
   }
   device->opening_ns = nanoseconds() - begun;
   return result;
 }
 
-static int fill_in_index(hp_device *device) {
+/* The batch about this device. */
+static int fill_in(hp_device *device, uint8_t *messages) {
   struct ifreq request = {0};
   memcpy(request.ifr_name, device->name, sizeof request.ifr_name);
   if (ioctl(device->kernel, SIOCGIFINDEX, &request))
     return -1;
+  memcpy(messages, device->batch, device->batch_length);
   for (uint32_t i = 0; i < device->place_count; i++)
-    memcpy(device->batch + device->places[i], &request.ifr_ifindex, sizeof request.ifr_ifindex);
+    memcpy(messages + device->places[i], &request.ifr_ifindex, sizeof request.ifr_ifindex);
   return 0;
+}
+
+static int send_batch(hp_device *device) {
+  uint8_t messages[HP_DEVICE_BATCH];
+  if (device->batch_length > sizeof messages) {
+    errno = EMSGSIZE;
+    return -1;
+  }
+  return fill_in(device, messages) || send(device->kernel, messages, device->batch_length, 0) < 0 ? -1 : 0;
+}
+
+/* Keeps what a refusal says, as long as there is room. */
+static void note(hp_device *device, struct nlmsghdr *answer) {
+  const struct nlmsgerr *result = NLMSG_DATA(answer);
+  uint32_t length = NLMSG_ALIGN(answer->nlmsg_len);
+  if (!result->error || device->refusals_length + length > sizeof device->refusals)
+    return;
+  memcpy(device->refusals + device->refusals_length, answer, length);
+  device->refusals_length += length;
 }
 
 /* Takes answers until that to the last message has come. */
 static int take_answers(hp_device *device) {
+  _Alignas(struct nlmsghdr) uint8_t answers[32768];
   uint32_t answered = 0;
   while (answered < device->messages) {
-    uint8_t *at = device->answers + device->answers_length;
-    ssize_t got = recv(device->kernel, at, HP_DEVICE_ANSWERS - device->answers_length, 0);
-    if (got <= 0) {
-      errno = got ? errno : ENOBUFS; /* no room left */
+    ssize_t got = recv(device->kernel, answers, sizeof answers, 0);
+    if (got <= 0)
       return -1;
-    }
-    device->answers_length += (uint32_t)got;
-    struct nlmsghdr *answer = (struct nlmsghdr *)(void *)at;
+    struct nlmsghdr *answer = (struct nlmsghdr *)(void *)answers;
     for (unsigned left = (unsigned)got; NLMSG_OK(answer, left); answer = NLMSG_NEXT(answer, left)) {
-      const struct nlmsgerr *result = NLMSG_DATA(answer);
-      device->refused += result->error != 0;
+      note(device, answer);
       answered = answer->nlmsg_seq;
     }
   }
@@ -133,12 +148,12 @@ static int take_answers(hp_device *device) {
 
 int hp_device_configure(hp_device *device) {
   uint64_t begun = nanoseconds();
-  device->answers_length = device->refused = 0;
+  device->refusals_length = 0;
   int on = 1; /* refusals in words, and without a copy of what was refused */
   setsockopt(device->kernel, SOL_NETLINK, NETLINK_EXT_ACK, &on, sizeof on);
   setsockopt(device->kernel, SOL_NETLINK, NETLINK_CAP_ACK, &on, sizeof on);
   int result = 0;
-  if (fill_in_index(device) || send(device->kernel, device->batch, device->batch_length, 0) < 0 || take_answers(device))
+  if (send_batch(device) || take_answers(device))
     result = failed(device, HP_DEVICE_NETLINK);
   hp_device_leave(device);
   device->configuring_ns = nanoseconds() - begun;

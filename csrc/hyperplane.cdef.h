@@ -317,31 +317,29 @@ const char *hp_io_probe(int io);
 /* An environment's TUN, made and configured: no part of the engine. */
 enum {
   HP_DEVICE_OFFLOADS = 2,
-  HP_DEVICE_ANSWERS = 32768, /* room for the kernel's answers */
+  HP_DEVICE_BATCH = 16384, /* bytes of messages, at most */
   /* Where it failed. */
   HP_DEVICE_ENTER = 1, /* its namespace: no device was made */
   HP_DEVICE_OPEN,      /* no device was made */
-  HP_DEVICE_HEADER,    /* the size of its virtio_net_hdr */
   HP_DEVICE_NETLINK    /* sending the batch and getting the answers; a refused message is no failure */
 };
 
 typedef struct hp_device {
   char name[16];
   uint32_t offloads[2]; /* TUN_F_, best first: the first set that the kernel takes */
-  uint8_t *batch;       /* rtnetlink messages, numbered from 1 on, of which the last asks for an answer */
+  const uint8_t *batch; /* rtnetlink messages, numbered from 1 on, of which the last asks for an answer */
   uint32_t batch_length;
   uint32_t messages;
   const uint32_t *places; /* where in the batch the device's index is to be written */
   uint32_t place_count;
-  uint8_t *answers; /* HP_DEVICE_ANSWERS bytes */
-  int environment;  /* descriptor of its network namespace; -1: the one that the calling thread is in */
-  int home;         /* that of the calling thread, when it is another one */
+  int environment; /* descriptor of its network namespace; -1: the one that the calling thread is in */
+  int home;        /* that of the calling thread, when it is another one */
   /* Filled in. */
-  uint32_t answers_length;
-  uint32_t refused; /* messages */
-  int fd;           /* -1 when no device was made; else the caller's to close, also after a failure */
-  int kernel;       /* netlink socket of its namespace, until it is configured */
-  int step;         /* and errno: where and why it failed */
+  uint8_t refusals[1024]; /* the kernel's answers to messages that it refused, the first ones */
+  uint32_t refusals_length;
+  int fd;     /* -1 when no device was made; else the caller's to close, also after a failure */
+  int kernel; /* netlink socket of its namespace, until it is configured */
+  int step;   /* and errno: where and why it failed */
   int error;
   uint64_t opening_ns;
   uint64_t configuring_ns;

@@ -42,10 +42,8 @@ class _Lib:
     HP_DRAIN_RESET: int
     HP_UDP_ENDPOINT_INDEPENDENT: int
     HP_UDP_ENDPOINT_DEPENDENT: int
-    HP_DEVICE_ANSWERS: int
     HP_DEVICE_ENTER: int
     HP_DEVICE_OPEN: int
-    HP_DEVICE_HEADER: int
     HP_DEVICE_NETLINK: int
     def hp_engine_new(self, config: _C, error: _C) -> _C: ...
     def hp_engine_free(self, engine: _C) -> None: ...

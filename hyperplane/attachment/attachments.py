@@ -89,10 +89,14 @@ class Attachments:
     """ENIs and the environments attached to them: `async with Attachments(max_flows=100_000) as attachments: ...`
 
     engine: one that the caller closes (it is started when it does not run); without it, one is made with engine_options
-    (those of `Engine`) and closed at the end. For one event loop; raises what `Engine` raises.
+    (those of `Engine`) and closed at the end. in_loop: an attach() that is alone does its work in the event loop's
+    thread, which that blocks for 0.2 ms or so; False: always in one of threads. For one event loop, whose thread stays
+    in its network namespace; raises what `Engine` raises.
     """
 
-    def __init__(self, engine: Engine | None = None, *, threads: int = 4, **engine_options: Any) -> None:
+    def __init__(
+        self, engine: Engine | None = None, *, threads: int = 4, in_loop: bool = True, **engine_options: Any
+    ) -> None:
         if engine is not None and engine_options:
             given = ", ".join(engine_options)
             raise InvalidValue(f"engine options without effect: {given}", remedy="give an engine, or its options")
@@ -100,6 +104,7 @@ class Attachments:
         self._options = engine_options
         self._engine: Engine | None = None
         self._thread_count = checks.integer("threads", threads, 1, 64)
+        self._in_loop = checks.instance("in_loop", in_loop, bool)
         self._enis: dict[Eni, _OpenEni] = {}
         self._closing: asyncio.Task[None] | None = None
 
@@ -254,7 +259,9 @@ class Attachments:
             max_flows=max_flows,
         )
         with self._jobs.operation():
-            made = await self._jobs.run(lambda: self._make(plan), undo=self._unmake)
+            # A device that is being closed has the kernel's lock held for long.
+            run = self._jobs.at_once if self._in_loop and not self._reaper.busy else self._jobs.run
+            made = await run(lambda: self._make(plan), undo=self._unmake)
             attachment = Attachment(
                 tunnel=made.tunnel,
                 namespace=made.namespace.name if made.namespace else "",

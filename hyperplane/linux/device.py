@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any, NamedTuple
+from typing import Any
 
 from hyperplane._native import ffi, lib
 from hyperplane.errors import DeviceError, HyperplaneError
@@ -40,16 +40,6 @@ class MadeDevice:
     configuring: float
 
 
-class _Prepared(NamedTuple):
-    """Of a shape, what C is given."""
-
-    name: bytes
-    batch: bytes
-    messages: int
-    places: Any
-    place_count: int
-
-
 def make_device(
     shape: Shape, reaper: Reaper, *, environment: int = -1, home: int = -1, beside: Beside = nullcontext
 ) -> MadeDevice:
@@ -60,16 +50,8 @@ def make_device(
     configured, or with the exception that says why it is not. Raises DeviceError, PermissionMissing; HalfWay with one
     of them, or with what beside raised, once the device was made: then the reaper closes it.
     """
-    prepared = _prepared(shape)
-    batch, answers = ffi.new("uint8_t[]", prepared.batch), bytearray(lib.HP_DEVICE_ANSWERS)
-    made = ffi.new("hp_device *")
-    made.name = prepared.name
-    made.offloads = tun.OFFLOADS
-    made.batch = batch
-    made.batch_length = len(prepared.batch)
-    made.messages = prepared.messages
-    made.places = prepared.places
-    made.place_count = prepared.place_count
+    template, _ = _template(shape)
+    made = ffi.new("hp_device *", template[0])
     made.environment = environment
     made.home = home
     opened = False
@@ -78,7 +60,7 @@ def make_device(
             raise _failure(shape.device, made.step, made.error)
         opened = True
         with beside(made.fd):
-            _configure(shape, made, answers)
+            _configure(shape, made)
     except BaseException as error:
         if opened:
             lib.hp_device_leave(made)
@@ -88,22 +70,29 @@ def make_device(
     return MadeDevice(made.fd, made.opening_ns * 1e-9, made.configuring_ns * 1e-9)
 
 
-def _configure(shape: Shape, made: Any, answers: bytearray) -> None:
-    with ffi.from_buffer("uint8_t[]", answers) as room:
-        made.answers = room
-        if lib.hp_device_configure(made):
-            raise _failure(shape.device, made.step, made.error)
-    if made.refused:
-        refusals = netlink.refusals_in(bytes(answers[: made.answers_length]))
+def _configure(shape: Shape, made: Any) -> None:
+    if lib.hp_device_configure(made):
+        raise _failure(shape.device, made.step, made.error)
+    if made.refusals_length:
+        refusals = netlink.refusals_in(bytes(ffi.buffer(made.refusals, made.refusals_length)))
         netlink.check_configuration(shape.device, shape.mtu, shape.address, shape.routes, refusals)
 
 
 @lru_cache(maxsize=256)  # environments have few shapes
-def _prepared(shape: Shape) -> _Prepared:
-    name = tun.check_name(shape.device).encode()
+def _template(shape: Shape) -> tuple[Any, tuple[Any, ...]]:
+    """hp_device * without its namespace, and what it points to."""
     batch = netlink.configuration(shape.mtu, shape.address, shape.routes)
-    places = ffi.new("uint32_t[]", batch.places)
-    return _Prepared(name, bytes(batch.data), batch.count, places, len(batch.places))
+    messages, places = ffi.new("uint8_t[]", bytes(batch.data)), ffi.new("uint32_t[]", batch.places)
+    values = {
+        "name": tun.check_name(shape.device).encode(),
+        "offloads": tun.OFFLOADS,
+        "batch": messages,
+        "batch_length": len(batch.data),
+        "messages": batch.count,
+        "places": places,
+        "place_count": len(batch.places),
+    }
+    return ffi.new("hp_device *", values), (messages, places)
 
 
 def _failure(device: str, step: int, number: int) -> HyperplaneError:
@@ -114,5 +103,4 @@ def _failure(device: str, step: int, number: int) -> HyperplaneError:
         return tun.open_error(device, number)
     if number in (errno.EMFILE, errno.ENFILE):
         return descriptors_exhausted(what)
-    refused = "TUN header size" if step == lib.HP_DEVICE_HEADER else "netlink"
-    return DeviceError(f"{what}: {refused} refused: {os.strerror(number)}", resource=what)
+    return DeviceError(f"{what}: netlink refused: {os.strerror(number)}", resource=what)

@@ -242,7 +242,7 @@ def test_a_tunnel_is_added_while_something_else_is_done(engine: Engine, eni: Eni
     if runs:
         engine.start()
     with engine.adding_tunnel(eni, name="t", address="198.18.0.2") as adding:
-        assert engine.tunnels == ()
+        assert not engine.tunnels
         with pytest.raises(InvalidValue, match="has one of that name"):
             engine.add_tunnel(eni, name="t", address="198.18.0.3")
         with pytest.raises(EngineError, match="used by 1 tunnel"):
