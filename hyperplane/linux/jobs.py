@@ -14,8 +14,8 @@ from hyperplane.linux.namespaces import NamespaceThreads
 
 T = TypeVar("T")
 
-SLOW: Final = 0.002  # seconds that work in the event loop may take
-PAUSE: Final = 1.0  # seconds without any, after one that took longer
+SLOW: Final = 0.005  # seconds that work in the event loop may take
+PAUSE: Final = 19  # times what one took that was longer: slow ones have a twentieth of the loop's time at most
 
 
 class HalfWay(Exception):
@@ -94,7 +94,7 @@ class Jobs:
         finally:
             over = time.perf_counter()
             if over - begun > SLOW:
-                self._not_before = over + PAUSE
+                self._not_before = over + PAUSE * (over - begun)
         try:
             await asyncio.sleep(0)
         except asyncio.CancelledError:

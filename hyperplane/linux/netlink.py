@@ -25,6 +25,7 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
+from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from hyperplane.errors import DeviceError, DeviceExists, HyperplaneError, PermissionMissing
 from hyperplane.linux.namespaces import descriptors_exhausted
@@ -32,7 +33,7 @@ from hyperplane.linux.namespaces import descriptors_exhausted
 # linux/netlink.h
 NLMSG_ERROR: Final = 2
 NLMSG_DONE: Final = 3
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE = 0x001, 0x004, 0x200, 0x400
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x001, 0x004, 0x100, 0x200, 0x400
 NLM_F_DUMP: Final = 0x300
 NLM_F_ACK_TLVS: Final = 0x200
 NLMSGERR_ATTR_MSG: Final = 1
@@ -41,6 +42,8 @@ SOL_NETLINK: Final = 270
 # linux/rtnetlink.h
 RTM_NEWLINK, RTM_NEWADDR, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE = 16, 20, 22, 24, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWQDISC: Final = 36
+TC_H_ROOT: Final = 0xFFFFFFFF  # linux/pkt_sched.h
 RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_LINK, RTN_UNICAST = 254, 4, 253, 1
 RTM_F_FIB_MATCH: Final = 0x2000
 # linux/if.h, linux/if_link.h, linux/neighbour.h
@@ -155,6 +158,15 @@ _SIZES = _link([("IFLA_MTU", MTU_MARK), ("IFLA_TXQLEN", QUEUE)])
 _NO_LINK_LOCAL = _link(
     [("IFLA_AF_SPEC", {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]})]})]
 )
+# A TUN never tells its queueing discipline to wait: one would hand packets through, and hold 24 KB for none.
+_NO_QUEUEING = _encode(
+    tcmsg(),
+    RTM_NEWQDISC,
+    NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
+    [("TCA_KIND", "noqueue")],
+    index=INDEX_MARK,
+    parent=TC_H_ROOT,
+)
 _UP = _link([], flags=IFF_UP, change=IFF_UP)
 _ADDRESS = _encode(
     ifaddrmsg(),
@@ -166,12 +178,12 @@ _ADDRESS = _encode(
     index=INDEX_MARK,
 )
 DEVICE: Final = Template(_SIZES, _NO_LINK_LOCAL, _UP)
-ADDRESSED_DEVICE: Final = Template(_SIZES, _NO_LINK_LOCAL, _ADDRESS, _UP)
+ADDRESSED_DEVICE: Final = Template(_SIZES, _NO_LINK_LOCAL, _NO_QUEUEING, _ADDRESS, _UP)
 UP: Final = Template(_UP).numbered()
 ROUTE: Final = Template(_route([]))
 SOURCED_ROUTE: Final = Template(_route([("RTA_PREFSRC", SOURCE_MARK)]))
 PREFIX_LENGTH: Final = HEADER.size + 1  # of rtm_dst_len in a route message
-LINK_LOCAL_STEP: Final = 2
+LINK_LOCAL_STEP, QUEUEING_STEP = 2, 3  # the latter of a device with an address
 
 
 class Refusal(NamedTuple):
@@ -224,10 +236,11 @@ def check_configuration(
     refusals: Sequence[Refusal],
 ) -> None:
     """Raises as configure() when the kernel refused one of its messages."""
-    # A kernel without IPv6 has no link-local addresses to leave out.
-    refusals = [one for one in refusals if one.place != LINK_LOCAL_STEP]
+    # A kernel without IPv6 has no link-local addresses to leave out; one without CONFIG_NET_SCHED has its own queueing.
+    optional = (LINK_LOCAL_STEP,) if address is None else (LINK_LOCAL_STEP, QUEUEING_STEP)
+    refusals = [one for one in refusals if one.place not in optional]
     if refusals:
-        steps = [f"MTU {mtu}", "", *([] if address is None else [f"address {address}"]), "up"]
+        steps = [f"MTU {mtu}", "", *([] if address is None else ["", f"address {address}"]), "up"]
         raise _refused(device, [*steps, *(f"route {route}" for route in routes)], refusals[0])
 
 

@@ -58,7 +58,7 @@ class TestTun:
         assert descriptors() == before + 1
         (link,) = ip_json("-n", name, "addr", "show", "dev", "eth0")
         assert "UP" in link["flags"]
-        assert (link["mtu"], link["txqlen"]) == (1400, netlink.QUEUE)
+        assert (link["mtu"], link["txqlen"], link["qdisc"]) == (1400, netlink.QUEUE, "noqueue")
         assert [(one["local"], one["prefixlen"]) for one in link["addr_info"]] == [("198.18.0.2", 32)]
         assert link["linkinfo"]["info_data"]["vnet_hdr"] is True
         assert link["linkinfo"]["info_data"]["pi"] is False
