@@ -152,12 +152,15 @@ class Template:
         return [place for place in range(0, len(self.data), 4) if self.data[place : place + 4] == mark]
 
 
-# MTU and queue stand in a message of their own, before the device is up: changing the queue later costs more.
-_SIZES = _link([("IFLA_MTU", MTU_MARK), ("IFLA_TXQLEN", QUEUE)])
-# No IPv6 link-local address: nothing would answer its router solicitations, and an idle tunnel stays silent.
-_NO_LINK_LOCAL = _link(
+# No IPv6 link-local address: nothing would answer its router solicitations, and an idle tunnel stays silent. A kernel
+# without IPv6 would refuse the message.
+_NO_LINK_LOCAL: Final = (
     [("IFLA_AF_SPEC", {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]})]})]
+    if os.path.exists("/proc/sys/net/ipv6")
+    else []
 )
+# In a message of their own, before the device is up: changing the queue later costs more.
+_SIZES = _link([("IFLA_MTU", MTU_MARK), ("IFLA_TXQLEN", QUEUE), *_NO_LINK_LOCAL])
 # A TUN never tells its queueing discipline to wait: one would hand packets through, and hold 24 KB for none.
 _NO_QUEUEING = _encode(
     tcmsg(),
@@ -177,13 +180,13 @@ _ADDRESS = _encode(
     prefixlen=32,
     index=INDEX_MARK,
 )
-DEVICE: Final = Template(_SIZES, _NO_LINK_LOCAL, _UP)
-ADDRESSED_DEVICE: Final = Template(_SIZES, _NO_LINK_LOCAL, _NO_QUEUEING, _ADDRESS, _UP)
+DEVICE: Final = Template(_SIZES, _UP)
+ADDRESSED_DEVICE: Final = Template(_SIZES, _NO_QUEUEING, _ADDRESS, _UP)
 UP: Final = Template(_UP).numbered()
 ROUTE: Final = Template(_route([]))
 SOURCED_ROUTE: Final = Template(_route([("RTA_PREFSRC", SOURCE_MARK)]))
 PREFIX_LENGTH: Final = HEADER.size + 1  # of rtm_dst_len in a route message
-LINK_LOCAL_STEP, QUEUEING_STEP = 2, 3  # the latter of a device with an address
+QUEUEING_STEP: Final = 2  # of a device with an address
 
 
 class Refusal(NamedTuple):
@@ -236,11 +239,10 @@ def check_configuration(
     refusals: Sequence[Refusal],
 ) -> None:
     """Raises as configure() when the kernel refused one of its messages."""
-    # A kernel without IPv6 has no link-local addresses to leave out; one without CONFIG_NET_SCHED has its own queueing.
-    optional = (LINK_LOCAL_STEP,) if address is None else (LINK_LOCAL_STEP, QUEUEING_STEP)
-    refusals = [one for one in refusals if one.place not in optional]
+    if address is not None:  # a kernel without CONFIG_NET_SCHED queues as it does
+        refusals = [one for one in refusals if one.place != QUEUEING_STEP]
     if refusals:
-        steps = [f"MTU {mtu}", "", *([] if address is None else ["", f"address {address}"]), "up"]
+        steps = [f"MTU {mtu}", *([] if address is None else ["", f"address {address}"]), "up"]
         raise _refused(device, [*steps, *(f"route {route}" for route in routes)], refusals[0])
 
 

@@ -27,6 +27,7 @@ async def made() -> AsyncIterator[Jobs]:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine may be slow: only where a test says so is that held against a job."""
     monkeypatch.setattr(jobs, "SLOW", 60.0)
+    monkeypatch.setattr(jobs, "TURN", -1.0)
 
 
 def nothing(_: object) -> None:
@@ -49,12 +50,25 @@ async def test_of_many_only_the_first_blocks_the_loop(made: Jobs) -> None:
     assert await where(made)
 
 
-async def test_the_loop_has_its_turn_after_each(made: Jobs) -> None:
+@pytest.mark.parametrize("patience", [-1.0, 60.0])
+async def test_the_loop_has_its_turn(made: Jobs, monkeypatch: pytest.MonkeyPatch, patience: float) -> None:
+    monkeypatch.setattr(jobs, "TURN", patience)
     turns: list[int] = []
     for number in range(3):
         asyncio.get_running_loop().call_soon(turns.append, number)
+        assert await where(made)
+        assert turns == (list(range(number + 1)) if patience < 0 else [])
+
+
+async def test_what_the_loop_was_blocked_for_is_forgotten_with_its_turn(
+    made: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "TURN", 60.0)
+    for _ in range(2):
         await where(made)
-        assert turns == list(range(number + 1))
+        assert made._blocking > 0
+        await asyncio.sleep(0)
+        assert made._blocking == 0
 
 
 async def test_while_anything_is_under_way_it_is_done_in_a_thread(made: Jobs) -> None:
