@@ -77,6 +77,23 @@ class TestTun:
         os.close(fd)
         assert devices(name) == {"lo"}
 
+    def test_a_burst_waits_in_the_device(self, netns_factory: Namespaces, within: Within) -> None:
+        """As many packets as its queue is long, in their order, without a queueing discipline before it."""
+        name = netns_factory("box")
+
+        def make(_: Namespace) -> int:
+            fd = make_device(Shape("eth0", INSIDE, 1500, (DEFAULT,)), Reaper(1)).fd
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as burst:
+                for number in range(netlink.QUEUE):
+                    burst.sendto(number.to_bytes(4, "big"), ("198.19.0.80", 9))
+            return fd
+
+        fd = within(name, make)
+        assert [int.from_bytes(os.read(fd, 2048)[-4:], "big") for _ in range(netlink.QUEUE)] == list(
+            range(netlink.QUEUE)
+        )
+        os.close(fd)
+
     def test_a_device_in_another_namespace(self, netns_factory: Namespaces) -> None:
         """The calling thread is where it was, and so are its devices."""
         name, shape = netns_factory("box"), Shape("eth0", INSIDE, 1400, (DEFAULT,))
