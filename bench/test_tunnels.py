@@ -57,11 +57,13 @@ def test_attach_and_detach(ladder: Ladder, record: Recorder, firsts: list[float]
     ladder.climb(max(0, stage - WINDOW))
     step = ladder.step(ladder.netlink, WINDOW, DETACHED)
     firsts[:] = firsts or step.attach.ours
+    in_threads = ladder.step_in_threads(DETACHED)
     commands = ladder.step(ladder.commands, BY_IP, BY_IP)
     beside = ladder.step_beside_others(BESIDE)
     faster = FASTER if stage > 1 else ()
     name = f"{{}}, {stage:,} there"
     percentiles(record, name.format("attach"), NETLINK, step.attach)
+    percentiles(record, name.format("attach in a thread"), NETLINK, in_threads.attach)
     kernel = medians(step.kernel.ours), medians(step.kernel.theirs)
     record(name.format("attach: the kernel's part, p50"), "us", "lower", NETLINK, *kernel, bars=faster)
     if stage > 1:

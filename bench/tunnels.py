@@ -40,6 +40,7 @@ OTHERS: Final = 2  # that come and go at a time, while one is measured
 HOMES_OF_OTHERS: Final = 4  # namespaces that each of them goes through
 BLOCK: Final = 10  # environments of one side that are measured beside others, before it is the rival's turn
 PORT: Final = 7002
+SECOND_ADDRESS: Final = "198.19.0.6"  # of an ENI beside the first
 PATIENCE: Final = 5.0
 
 
@@ -181,6 +182,7 @@ class Ladder:
 
     def close(self) -> float:
         """Ends all tunnels; returns the seconds until their devices were gone."""
+        self.run(self._threaded.close())
         begun = time.perf_counter()
         self.run(self.attachments.close())
         return time.perf_counter() - begun
@@ -205,7 +207,11 @@ class Ladder:
         """Attaches the next environments of both sides, and detaches the last ones of them again."""
         numbers = range(self.there, self.there + count)
         self.there += count - detached
-        return self.run(self._step(rival, numbers, detached))
+        return self.run(self._step(self.ours, rival, numbers, detached))
+
+    def step_in_threads(self, count: int) -> Step:
+        """The same, by netlink, all detached again: ours never in the event loop's thread."""
+        return self.run(self._step(self.in_threads, self.netlink, range(self.there, self.there + count), count))
 
     def step_beside_others(self, count: int) -> Step:
         """The same, by netlink, while others come and go: ours beside ours, veth pairs beside veth pairs."""
@@ -216,12 +222,15 @@ class Ladder:
         everything = SecurityGroup.parse("everything", ["all"])
         eni = await self.attachments.open_eni(vpc=self.vpc, addresses=ENI_ADDRESS, security_groups=[everything])
         self.ours = Ours(self.attachments, eni, self.homes)
+        self._threaded = await Attachments(self.attachments.engine, in_loop=False).__aenter__()
+        other = await self._threaded.open_eni(vpc=self.vpc, addresses=SECOND_ADDRESS, name="eni1", device="eni1")
+        self.in_threads = Ours(self._threaded, other, self.homes)
         self.netlink, self.commands = (Veth(self.hub, self.rivals, kind) for kind in (VethAttacher, IpAttacher))
         self._others_netlink = [Veth(self.hub, self.rivals, VethAttacher) for _ in range(OTHERS)]
 
-    async def _step(self, rival: Side, numbers: Sequence[int], detached: int) -> Step:
+    async def _step(self, mine: Side, rival: Side, numbers: Sequence[int], detached: int) -> Step:
         step = Step()
-        ours = (self.ours, step.attach.ours, step.kernel.ours, step.detach.ours)
+        ours = (mine, step.attach.ours, step.kernel.ours, step.detach.ours)
         theirs = (rival, step.attach.theirs, step.kernel.theirs, step.detach.theirs)
         for side, attach, kernel, detach in (ours, theirs):
             for number in numbers:

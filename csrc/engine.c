@@ -1,7 +1,7 @@
 /* engine.c: the engine's life, and the way commands take.
  *
  * Changes are made by callers, one at a time (hp_engine_run). What concerns what a worker owns is carried out by that
- * worker between two batches (hp_worker_run), and the caller waits for that; while the workers do not run, the caller
+ * worker between two batches (command.c), and the caller waits for that; while the workers do not run, the caller
  * does it. So links need no lock, and a change never stops traffic: the other workers do not even notice.
  */
 #define _GNU_SOURCE
@@ -326,7 +326,7 @@ void hp_engine_stop(hp_engine *engine) {
   pthread_mutex_unlock(&engine->caller);
 }
 
-/* ---- commands ---- */
+/* ---- changes ---- */
 
 int hp_engine_run(hp_engine *engine, int (*run)(hp_engine *, void *, hp_error *), void *arguments, hp_error *error) {
   if (hp_engine_check_own(engine, error))
@@ -336,17 +336,4 @@ int hp_engine_run(hp_engine *engine, int (*run)(hp_engine *, void *, hp_error *)
   int result = run(engine, arguments, error);
   pthread_mutex_unlock(&engine->caller);
   return result;
-}
-
-int hp_worker_run(hp_worker *worker, int (*run)(hp_worker *, void *, hp_error *), void *arguments, hp_error *error) {
-  if (!worker->engine->running)
-    return run(worker, arguments, error);
-  hp_command command = {.run = run, .arguments = arguments, .error = error};
-  sem_init(&command.done, 0, 0);
-  __atomic_store_n(&worker->command, &command, __ATOMIC_RELEASE); /* one caller, so one command at a time */
-  hp_worker_wake(worker);
-  while (sem_wait(&command.done))
-    ;
-  sem_destroy(&command.done);
-  return command.result;
 }

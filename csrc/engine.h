@@ -110,6 +110,7 @@ typedef struct hp_command {
   hp_error *error;
   int result;
   sem_t done;
+  struct hp_command *next;
 } hp_command;
 
 /* What the stages of a batch know of one packet: one cache line. */
@@ -164,8 +165,8 @@ typedef struct hp_worker {
   /* the loop */
   pthread_t thread;
   int wake;
-  uint32_t tunnels; /* that it has; the callers' */
-  hp_command *command;
+  uint32_t tunnels;     /* that it has; the callers' */
+  hp_command *commands; /* the latest first */
   const hp_io_ops *io_ops;
   hp_io *io;
   sem_t started;
@@ -217,10 +218,19 @@ static inline uint32_t hp_gate(const hp_engine *engine, uint32_t link) {
 int hp_engine_check_own(const hp_engine *engine, hp_error *error);
 /* Runs a change with the callers' lock held. */
 int hp_engine_run(hp_engine *engine, int (*run)(hp_engine *, void *, hp_error *), void *arguments, hp_error *error);
-/* Within such a change: has a worker carry out its part, between two batches while it runs. */
-int hp_worker_run(hp_worker *worker, int (*run)(hp_worker *, void *, hp_error *), void *arguments, hp_error *error);
 /* With given regions, mapped and checked for what they should be, not repaired; NULL makes new ones. */
 hp_engine *hp_engine_open(const hp_config *config, const hp_given *given, hp_error *error);
+
+/* command.c: within such a change */
+/* Has a worker carry out a command, between two batches while it runs. Its memory is the worker's until the outcome is
+ * there, which may be waited for later, by any thread. */
+void hp_command_post(hp_worker *worker, hp_command *command);
+int hp_command_wait(hp_command *command);
+/* The same in one. */
+int hp_worker_run(hp_worker *worker, int (*run)(hp_worker *, void *, hp_error *), void *arguments, hp_error *error);
+/* The worker's own: whether there are any; carries them out, in the order in which they came. */
+bool hp_commands_wait(const hp_worker *worker);
+void hp_commands_run(hp_worker *worker);
 
 /* links.c, removal.c */
 /* Has the link's word follow the link. */

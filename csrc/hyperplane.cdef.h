@@ -278,6 +278,12 @@ hp_engine *hp_reader_new(const hp_config *config, const hp_region_fd *regions, u
 int hp_eni_add(hp_engine *engine, const hp_eni_config *config, int fd, hp_error *error);
 int hp_eni_rules(hp_engine *engine, uint32_t eni, const hp_rule *rules, uint32_t count, hp_error *error);
 int hp_tunnel_add(hp_engine *engine, const hp_tunnel_config *config, int fd, hp_error *error);
+/* The same in two steps: the worker begins to receive while the caller does something else. NULL with *error filled;
+ * else it is finished, once, before the engine is freed: then it is added, or it was refused and nothing is left of it.
+ */
+typedef struct hp_joining hp_joining;
+hp_joining *hp_tunnel_begin(hp_engine *engine, const hp_tunnel_config *config, int fd, hp_error *error);
+int hp_tunnel_finish(hp_joining *joining, hp_error *error);
 int hp_link_remove(hp_engine *engine, uint32_t link, hp_error *error);
 /* Prepares a tunnel's end; it stays until it is removed, and there is no way back. HP_DRAIN_CLOSE: it takes no new
  * flow, what exists goes on. HP_DRAIN_RESET: its packets are refused in both directions, both sides of each TCP
@@ -308,36 +314,45 @@ const char *hp_io_name(int io);
 /* "" or why that I/O engine cannot run here. */
 const char *hp_io_probe(int io);
 
-/* A TUN in the network namespace of the calling thread, made and configured: no part of the engine. */
+/* An environment's TUN, made and configured: no part of the engine. */
 enum {
   HP_DEVICE_OFFLOADS = 2,
-  HP_DEVICE_ANSWERS = 32768, /* room for the kernel's answers */
+  HP_DEVICE_BATCH = 16384, /* bytes of messages, at most */
   /* Where it failed. */
-  HP_DEVICE_OPEN = 1, /* no device was made */
-  HP_DEVICE_HEADER,   /* the size of its virtio_net_hdr */
-  HP_DEVICE_NETLINK   /* sending the batch and getting the answers; a refused message is no failure */
+  HP_DEVICE_ENTER = 1, /* its namespace: no device was made */
+  HP_DEVICE_OPEN,      /* no device was made */
+  HP_DEVICE_NETLINK    /* sending the batch and getting the answers; a refused message is no failure */
 };
 
 typedef struct hp_device {
   char name[16];
   uint32_t offloads[2]; /* TUN_F_, best first: the first set that the kernel takes */
-  uint8_t *batch;       /* rtnetlink messages, numbered from 1 on, of which the last asks for an answer */
+  const uint8_t *batch; /* rtnetlink messages, numbered from 1 on, of which the last asks for an answer */
   uint32_t batch_length;
   uint32_t messages;
   const uint32_t *places; /* where in the batch the device's index is to be written */
   uint32_t place_count;
-  uint8_t *answers; /* HP_DEVICE_ANSWERS bytes */
+  int environment; /* descriptor of its network namespace; -1: the one that the calling thread is in */
+  int home;        /* that of the calling thread, when it is another one */
   /* Filled in. */
-  uint32_t answers_length;
-  int fd;   /* -1 when no device was made; else the caller's to close, also after a failure */
-  int step; /* and errno: where and why it failed */
+  uint8_t refusals[1024]; /* the kernel's answers to messages that it refused, the first ones */
+  uint32_t refusals_length;
+  int fd;     /* -1 when no device was made; else the caller's to close, also after a failure */
+  int kernel; /* netlink socket of its namespace, until it is configured */
+  int step;   /* and errno: where and why it failed */
   int error;
   uint64_t opening_ns;
   uint64_t configuring_ns;
 } hp_device;
 
-/* 0, or -1 with .step and .error. */
-int hp_device_make(hp_device *device);
+/* 0, or -1 with .step and .error. The calling thread is in its own namespace again; the process ends when it cannot
+ * return there. */
+int hp_device_open(hp_device *device);
+/* Of an opened one, once, in any namespace. 0, or -1 as above. */
+int hp_device_configure(hp_device *device);
+/* For one that is not to be configured. */
+void hp_device_leave(hp_device *device);
+
 /* ---- For benchmarks: the packet path alone, in an engine of its own ---- */
 
 enum { HP_BENCH_UDP = 0, HP_BENCH_TCP = 1 }; /* 64-byte datagrams; data segments of 64 to 1400 bytes and ACKs */

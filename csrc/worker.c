@@ -29,19 +29,6 @@ static void device_gone(void *context, uint32_t link) {
   __atomic_store_n(&worker->engine->links[link].gone, 1, __ATOMIC_RELAXED);
 }
 
-static bool command_waits(const hp_worker *worker) {
-  return __atomic_load_n(&worker->command, __ATOMIC_RELAXED) != NULL;
-}
-
-static void run_command(hp_worker *worker) {
-  hp_command *command = __atomic_load_n(&worker->command, __ATOMIC_ACQUIRE);
-  if (!command)
-    return;
-  command->result = command->run(worker, command->arguments, command->error);
-  __atomic_store_n(&worker->command, NULL, __ATOMIC_RELAXED);
-  sem_post(&command->done);
-}
-
 static int wait_for(const hp_worker *worker) {
   if (worker->owed)
     return 0;
@@ -81,7 +68,7 @@ static void cooperate(hp_worker *worker, uint64_t pass) {
 static void turn(hp_worker *worker) {
   hp_packet packets[HP_BATCH];
   uint64_t pass = worker->pass;
-  run_command(worker);
+  hp_commands_run(worker);
   uint32_t count = worker->io_ops->receive(worker->io, packets, wait_for(worker));
   hp_clock_set(worker, hp_now());
   worker->words->loops++;
@@ -90,7 +77,7 @@ static void turn(hp_worker *worker) {
     hp_nat_batch(worker, packets, count);
     send_batch(worker, packets, count);
     /* receive() sends before it waits: in the same system call. */
-    if (worker->now != worker->swept_at || worker->owed || command_waits(worker))
+    if (worker->now != worker->swept_at || worker->owed || hp_commands_wait(worker))
       worker->io_ops->flush(worker->io);
   }
   if (worker->workers > 1)
@@ -172,6 +159,7 @@ static int pin(const hp_worker *worker, hp_error *error) {
 static void end(hp_worker *worker) {
   hp_worker_wake(worker);
   pthread_join(worker->thread, NULL);
+  hp_commands_run(worker); /* that it has not come to */
 }
 
 static int start(hp_worker *worker, hp_error *error) {

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from hyperplane.attachment.plan import LARGEST_MTU, LEAST_MTU, Plan, plan_of
+from hyperplane.attachment.telling import Telling
 from hyperplane.dataplane import Engine, Eni, Tunnel, checks
 from hyperplane.errors import EngineError, InvalidValue
 from hyperplane.linux import tun
@@ -88,10 +89,14 @@ class Attachments:
     """ENIs and the environments attached to them: `async with Attachments(max_flows=100_000) as attachments: ...`
 
     engine: one that the caller closes (it is started when it does not run); without it, one is made with engine_options
-    (those of `Engine`) and closed at the end. For one event loop; raises what `Engine` raises.
+    (those of `Engine`) and closed at the end. in_loop: an attach() that is alone does its work in the event loop's
+    thread, which that blocks for 0.2 ms or so; False: always in one of threads. For one event loop, whose thread stays
+    in its network namespace; raises what `Engine` raises.
     """
 
-    def __init__(self, engine: Engine | None = None, *, threads: int = 4, **engine_options: Any) -> None:
+    def __init__(
+        self, engine: Engine | None = None, *, threads: int = 4, in_loop: bool = True, **engine_options: Any
+    ) -> None:
         if engine is not None and engine_options:
             given = ", ".join(engine_options)
             raise InvalidValue(f"engine options without effect: {given}", remedy="give an engine, or its options")
@@ -99,6 +104,7 @@ class Attachments:
         self._options = engine_options
         self._engine: Engine | None = None
         self._thread_count = checks.integer("threads", threads, 1, 64)
+        self._in_loop = checks.instance("in_loop", in_loop, bool)
         self._enis: dict[Eni, _OpenEni] = {}
         self._closing: asyncio.Task[None] | None = None
 
@@ -253,7 +259,9 @@ class Attachments:
             max_flows=max_flows,
         )
         with self._jobs.operation():
-            made = await self._jobs.run(lambda: self._make(plan), undo=self._unmake)
+            # A device that is being closed has the kernel's lock held for long.
+            run = self._jobs.at_once if self._in_loop and not self._reaper.busy else self._jobs.run
+            made = await run(lambda: self._make(plan), undo=self._unmake)
             attachment = Attachment(
                 tunnel=made.tunnel,
                 namespace=made.namespace.name if made.namespace else "",
@@ -292,22 +300,21 @@ class Attachments:
 
     def _make(self, plan: Plan) -> _Made:
         begun = time.perf_counter()
+        telling = Telling(self.engine, plan)
         if plan.by_descriptor and isinstance(plan.target, int):
             made = take_tunnel(plan.target)
+            try:
+                with telling.about(f"fd:{made.fd}", made.fd):
+                    pass
+            except BaseException as error:
+                raise HalfWay(error, self._reaper.close(made.fd)) from None
         else:
-            made = make_tunnel(plan.target, plan.shape, self._threads, self._reaper, vpc=plan.vpc)
-        asking = time.perf_counter()
-        try:
-            name = plan.name or (Path(made.namespace.name).name if made.namespace else f"fd:{made.fd}")
-            shape = plan.shape
-            tunnel = self.engine.add_tunnel(
-                plan.eni, name=name, address=shape.address, fd=made.fd, mtu=shape.mtu, max_flows=plan.max_flows
+            made = make_tunnel(
+                plan.target, plan.shape, self._threads, self._reaper, vpc=plan.vpc, beside=telling.about_namespace
             )
-        except BaseException as error:
-            raise HalfWay(error, self._reaper.close(made.fd)) from None
-        engine = time.perf_counter() - asking
-        timings = Timings(begun - plan.asked, made.opened, made.configured, engine, made.kernel)
-        return _Made(made.fd, made.device, made.namespace, tunnel, timings)
+        device = made.opened - (telling.seconds if made.namespace else 0)
+        timings = Timings(begun - plan.asked, device, made.configured, telling.seconds, made.kernel)
+        return _Made(made.fd, made.device, made.namespace, telling.tunnel, timings)
 
     def _unmake(self, made: _Made) -> Future[None]:
         # Refused when the caller closed the engine or removed the tunnel: then it has let go of the descriptor too.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Final
@@ -84,6 +85,11 @@ def _networks(routes: Iterable[str | IPv4Network]) -> tuple[IPv4Network, ...]:
     if len(given) > MOST_ROUTES:
         raise InvalidValue(f"{len(given)} routes", resource="routes", limit=f"{MOST_ROUTES} routes of one device")
     try:
-        return tuple(IPv4Network(route) for route in given)
-    except ValueError as error:
+        return tuple(_network(route) for route in given)
+    except (ValueError, TypeError) as error:
         raise InvalidValue(f"route: {error}", resource="route", remedy="give networks such as 198.19.0.0/16") from None
+
+
+@lru_cache(maxsize=256)  # mostly the default route
+def _network(route: str | IPv4Network) -> IPv4Network:
+    return IPv4Network(route)

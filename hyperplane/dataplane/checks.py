@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 from typing import TypeVar
 
@@ -78,13 +79,21 @@ def unicast(what: str, value: str | IPv4Address) -> IPv4Address:
     if not isinstance(value, (str, IPv4Address)):
         raise InvalidValue(f"{what} is {value!r}", resource=what, remedy="give an IPv4 address such as '198.19.0.5'")
     try:
-        address = IPv4Address(value)
+        address, one_host = _address(value)
     except ValueError as error:
         remedy = "give an IPv4 address such as 198.19.0.5"
         raise InvalidValue(f"{what}: {error}", resource=what, remedy=remedy) from None
-    if address.is_multicast or address.is_reserved or address.is_loopback or address in THIS_NETWORK:
+    if not one_host:
         raise InvalidValue(f"{what} is {address}", resource=what, limit="a unicast address of one host")
     return address
+
+
+@lru_cache(maxsize=256)  # environments that are clones of one have the same
+def _address(value: str | IPv4Address) -> tuple[IPv4Address, bool]:
+    """And whether one host can have it. Raises ValueError."""
+    address = IPv4Address(value)
+    nobodys = address.is_multicast or address.is_reserved or address.is_loopback or address in THIS_NETWORK
+    return address, not nobodys
 
 
 def addresses(what: str, value: str | IPv4Address | Iterable[str | IPv4Address]) -> tuple[IPv4Address, ...]:

@@ -1,9 +1,11 @@
-"""An environment's TUN with its address and routes, made by one call of C: csrc/device.c says why."""
+"""An environment's TUN with its address and routes, made by two calls of C: csrc/device.c says why."""
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
@@ -13,8 +15,10 @@ from hyperplane._native import ffi, lib
 from hyperplane.errors import DeviceError, HyperplaneError
 from hyperplane.linux import netlink, tun
 from hyperplane.linux.jobs import HalfWay
-from hyperplane.linux.namespaces import descriptors_exhausted
+from hyperplane.linux.namespaces import descriptors_exhausted, entry_refused
 from hyperplane.linux.reaper import Reaper
+
+Beside = Callable[[int], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,52 +40,67 @@ class MadeDevice:
     configuring: float
 
 
-def make_device(shape: Shape, reaper: Reaper) -> MadeDevice:
-    """Makes it in the namespace of the calling thread, as tun.open_tun() and netlink.configure() would.
+def make_device(
+    shape: Shape, reaper: Reaper, *, environment: int = -1, home: int = -1, beside: Beside = nullcontext
+) -> MadeDevice:
+    """Makes it in a network namespace, as tun.open_tun() and netlink.configure() would.
 
-    Raises DeviceError, PermissionMissing; HalfWay with one of them once the device was made: then the reaper closes it.
+    environment, home: descriptors of that namespace and of the calling thread's own, where it is when this returns;
+    without them it is made in the latter. beside: entered with its descriptor as soon as there is one, left when it is
+    configured, or with the exception that says why it is not. Raises DeviceError, PermissionMissing; HalfWay with one
+    of them, or with what beside raised, once the device was made: then the reaper closes it.
     """
-    tun.check_name(shape.device)
-    batch = netlink.configuration(shape.mtu, shape.address, shape.routes)
-    data, answers = bytearray(batch.data), bytearray(lib.HP_DEVICE_ANSWERS)
-    places = _places(tuple(batch.places))
-    with ffi.from_buffer("uint8_t[]", data) as messages, ffi.from_buffer("uint8_t[]", answers) as room:
-        made = ffi.new(
-            "hp_device *",
-            {
-                "name": shape.device.encode(),
-                "offloads": tun.OFFLOADS,
-                "batch": messages,
-                "batch_length": len(data),
-                "messages": batch.count,
-                "places": places,
-                "place_count": len(batch.places),
-                "answers": room,
-            },
-        )
-        failed = lib.hp_device_make(made)
+    template, _ = _template(shape)
+    made = ffi.new("hp_device *", template[0])
+    made.environment = environment
+    made.home = home
+    opened = False
     try:
-        if failed:
+        if lib.hp_device_open(made):
             raise _failure(shape.device, made.step, made.error)
-        refusals = netlink.refusals_in(bytes(answers[: made.answers_length]))
-        netlink.check_configuration(shape.device, shape.mtu, shape.address, shape.routes, refusals)
-    except HyperplaneError as error:
+        opened = True
+        with beside(made.fd):
+            _configure(shape, made)
+    except BaseException as error:
+        if opened:
+            lib.hp_device_leave(made)
         if made.fd < 0:
             raise
         raise HalfWay(error, reaper.close(made.fd)) from None
     return MadeDevice(made.fd, made.opening_ns * 1e-9, made.configuring_ns * 1e-9)
 
 
-@lru_cache(maxsize=256)
-def _places(places: tuple[int, ...]) -> Any:
-    return ffi.new("uint32_t[]", places)
+def _configure(shape: Shape, made: Any) -> None:
+    if lib.hp_device_configure(made):
+        raise _failure(shape.device, made.step, made.error)
+    if made.refusals_length:
+        refusals = netlink.refusals_in(bytes(ffi.buffer(made.refusals, made.refusals_length)))
+        netlink.check_configuration(shape.device, shape.mtu, shape.address, shape.routes, refusals)
+
+
+@lru_cache(maxsize=256)  # environments have few shapes
+def _template(shape: Shape) -> tuple[Any, tuple[Any, ...]]:
+    """hp_device * without its namespace, and what it points to."""
+    batch = netlink.configuration(shape.mtu, shape.address, shape.routes)
+    messages, places = ffi.new("uint8_t[]", bytes(batch.data)), ffi.new("uint32_t[]", batch.places)
+    values = {
+        "name": tun.check_name(shape.device).encode(),
+        "offloads": tun.OFFLOADS,
+        "batch": messages,
+        "batch_length": len(batch.data),
+        "messages": batch.count,
+        "places": places,
+        "place_count": len(batch.places),
+    }
+    return ffi.new("hp_device *", values), (messages, places)
 
 
 def _failure(device: str, step: int, number: int) -> HyperplaneError:
     what = f"device {device}"
+    if step == lib.HP_DEVICE_ENTER:
+        return entry_refused(number)
     if step == lib.HP_DEVICE_OPEN:
         return tun.open_error(device, number)
     if number in (errno.EMFILE, errno.ENFILE):
         return descriptors_exhausted(what)
-    refused = "TUN header size" if step == lib.HP_DEVICE_HEADER else "netlink"
-    return DeviceError(f"{what}: {refused} refused: {os.strerror(number)}", resource=what)
+    return DeviceError(f"{what}: netlink refused: {os.strerror(number)}", resource=what)

@@ -31,6 +31,7 @@ NETNS_RUN_DIR: Final = "/run/netns"  # ip-netns(8)
 MOST_DESCRIPTORS: Final = 32_768  # that a process gets room for beforehand: 8 bytes each
 CLONE_NEWNET: Final = 0x40000000  # linux/sched.h
 NS_GET_USERNS, NS_GET_NSTYPE, NS_GET_OWNER_UID = 0xB701, 0xB703, 0xB704  # linux/nsfs.h, ioctl_ns(2)
+HARMLESS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # not blocking: a path may be a FIFO's
 PROCESS_NAMESPACE: Final = re.compile(r"/proc/(\d+)(?:/task/\d+)?/ns/net")
 
 LIBC: Final = ctypes.CDLL(None, use_errno=True)  # Python has os.setns from 3.12 on
@@ -126,6 +127,9 @@ def _of_descriptor(fd: int) -> Namespace:
 
 
 def _of_path(path: str, name: str) -> Namespace:
+    if not path.startswith("/proc/"):
+        with suppress(OSError):  # a symbolic link, or whatever else _open() has words for
+            return _checked(os.open(path, HARMLESS | os.O_NOFOLLOW), name, path=path)
     pid = _process_behind(path)
     # Files in /proc send no inotify events: only the process itself can be watched.
     return _checked(_open(path, name), name, path="" if path.startswith("/proc/") else path, pid=pid)
@@ -145,8 +149,7 @@ def _process_behind(path: str) -> int:
 
 def _open(path: str, name: str) -> int:
     try:
-        # Not blocking: the path may be a FIFO.
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return os.open(path, HARMLESS)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM):
             remedy = "run as root or with CAP_SYS_ADMIN and CAP_SYS_PTRACE"
@@ -244,6 +247,11 @@ class NamespaceThreads:
         finally:
             _setns(self._home)
 
+    @property
+    def home_fd(self) -> int:
+        """Open until close()."""
+        return self._home
+
     def close(self) -> None:
         """Waits for the jobs that were submitted, then ends the threads. May be called twice."""
         self._pool.shutdown()
@@ -261,10 +269,14 @@ class NamespaceThreads:
 
 def _setns(fd: int) -> None:
     if LIBC.setns(fd, CLONE_NEWNET):
-        number = ctypes.get_errno()
-        remedy = "run as root or with CAP_SYS_ADMIN in the namespace's user namespace"
-        message = f"a network namespace may not be entered: {os.strerror(number)}"
-        raise PermissionMissing(message, resource="namespace", remedy=remedy)
+        raise entry_refused(ctypes.get_errno())
+
+
+def entry_refused(number: int) -> PermissionMissing:
+    """Why a namespace could not be entered, by its errno."""
+    remedy = "run as root or with CAP_SYS_ADMIN in the namespace's user namespace"
+    message = f"a network namespace may not be entered: {os.strerror(number)}"
+    return PermissionMissing(message, resource="namespace", remedy=remedy)
 
 
 def process_alive(pidfd: int) -> bool:

@@ -25,6 +25,7 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
+from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from hyperplane.errors import DeviceError, DeviceExists, HyperplaneError, PermissionMissing
 from hyperplane.linux.namespaces import descriptors_exhausted
@@ -32,7 +33,7 @@ from hyperplane.linux.namespaces import descriptors_exhausted
 # linux/netlink.h
 NLMSG_ERROR: Final = 2
 NLMSG_DONE: Final = 3
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE = 0x001, 0x004, 0x200, 0x400
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x001, 0x004, 0x100, 0x200, 0x400
 NLM_F_DUMP: Final = 0x300
 NLM_F_ACK_TLVS: Final = 0x200
 NLMSGERR_ATTR_MSG: Final = 1
@@ -41,6 +42,8 @@ SOL_NETLINK: Final = 270
 # linux/rtnetlink.h
 RTM_NEWLINK, RTM_NEWADDR, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE = 16, 20, 22, 24, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWQDISC: Final = 36
+TC_H_ROOT: Final = 0xFFFFFFFF  # linux/pkt_sched.h
 RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_LINK, RTN_UNICAST = 254, 4, 253, 1
 RTM_F_FIB_MATCH: Final = 0x2000
 # linux/if.h, linux/if_link.h, linux/neighbour.h
@@ -149,11 +152,23 @@ class Template:
         return [place for place in range(0, len(self.data), 4) if self.data[place : place + 4] == mark]
 
 
-# MTU and queue stand in a message of their own, before the device is up: changing the queue later costs more.
-_SIZES = _link([("IFLA_MTU", MTU_MARK), ("IFLA_TXQLEN", QUEUE)])
-# No IPv6 link-local address: nothing would answer its router solicitations, and an idle tunnel stays silent.
-_NO_LINK_LOCAL = _link(
+# No IPv6 link-local address: nothing would answer its router solicitations, and an idle tunnel stays silent. A kernel
+# without IPv6 would refuse the message.
+_NO_LINK_LOCAL: Final = (
     [("IFLA_AF_SPEC", {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]})]})]
+    if os.path.exists("/proc/sys/net/ipv6")
+    else []
+)
+# In a message of their own, before the device is up: changing the queue later costs more.
+_SIZES = _link([("IFLA_MTU", MTU_MARK), ("IFLA_TXQLEN", QUEUE), *_NO_LINK_LOCAL])
+# A TUN never tells its queueing discipline to wait: one would hand packets through, and hold 24 KB for none.
+_NO_QUEUEING = _encode(
+    tcmsg(),
+    RTM_NEWQDISC,
+    NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
+    [("TCA_KIND", "noqueue")],
+    index=INDEX_MARK,
+    parent=TC_H_ROOT,
 )
 _UP = _link([], flags=IFF_UP, change=IFF_UP)
 _ADDRESS = _encode(
@@ -165,13 +180,13 @@ _ADDRESS = _encode(
     prefixlen=32,
     index=INDEX_MARK,
 )
-DEVICE: Final = Template(_SIZES, _NO_LINK_LOCAL, _UP)
-ADDRESSED_DEVICE: Final = Template(_SIZES, _NO_LINK_LOCAL, _ADDRESS, _UP)
+DEVICE: Final = Template(_SIZES, _UP)
+ADDRESSED_DEVICE: Final = Template(_SIZES, _NO_QUEUEING, _ADDRESS, _UP)
 UP: Final = Template(_UP).numbered()
 ROUTE: Final = Template(_route([]))
 SOURCED_ROUTE: Final = Template(_route([("RTA_PREFSRC", SOURCE_MARK)]))
 PREFIX_LENGTH: Final = HEADER.size + 1  # of rtm_dst_len in a route message
-LINK_LOCAL_STEP: Final = 2
+QUEUEING_STEP: Final = 2  # of a device with an address
 
 
 class Refusal(NamedTuple):
@@ -224,10 +239,10 @@ def check_configuration(
     refusals: Sequence[Refusal],
 ) -> None:
     """Raises as configure() when the kernel refused one of its messages."""
-    # A kernel without IPv6 has no link-local addresses to leave out.
-    refusals = [one for one in refusals if one.place != LINK_LOCAL_STEP]
+    if address is not None:  # a kernel without CONFIG_NET_SCHED queues as it does
+        refusals = [one for one in refusals if one.place != QUEUEING_STEP]
     if refusals:
-        steps = [f"MTU {mtu}", "", *([] if address is None else [f"address {address}"]), "up"]
+        steps = [f"MTU {mtu}", *([] if address is None else ["", f"address {address}"]), "up"]
         raise _refused(device, [*steps, *(f"route {route}" for route in routes)], refusals[0])
 
 

@@ -36,6 +36,10 @@ class Reaper:
         future.add_done_callback(self._waiting.discard)
         return future
 
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting)
+
     def drain(self) -> None:
         """Waits until everything given to close() is closed."""
         wait(tuple(self._waiting))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hyperplane.errors import InvalidValue
 from hyperplane.linux import tun
-from hyperplane.linux.device import Shape, make_device
+from hyperplane.linux.device import MadeDevice, Shape, make_device
 from hyperplane.linux.namespaces import Key, Namespace, NamespaceThreads, open_namespace
 from hyperplane.linux.reaper import Reaper
 
@@ -40,12 +42,14 @@ def make_tunnel(
     *,
     vpc: Key | None = None,
     check: Callable[[Namespace], None] | None = None,
+    beside: Callable[[Namespace, int], AbstractContextManager[object]] | None = None,
 ) -> TunnelDevice:
-    """Makes the device in an existing namespace (as for `open_namespace()`), in one of threads.
+    """Makes the device in an existing namespace (as for `open_namespace()`).
 
-    vpc: the namespace that it must not be. check: raises for one that may not be used. Raises NamespaceNotFound,
-    InvalidValue, DeviceError, PermissionMissing; HalfWay with one of them once the device was made: then the reaper
-    closes it.
+    The calling thread is one of threads, or another one in their home. vpc: the namespace that it must not be. check:
+    raises for one that may not be used. beside: as in make_device(), given the namespace, closed, as well. Raises
+    NamespaceNotFound, InvalidValue, DeviceError, PermissionMissing; HalfWay with one of them, or with what beside
+    raised, once the device was made: then the reaper closes it.
     """
     begun = time.perf_counter()
     with open_namespace(target) as namespace:
@@ -54,16 +58,24 @@ def make_tunnel(
             raise InvalidValue(message, resource=namespace.name, remedy="give the environment's own")
         if check:
             check(namespace)
-        entering = time.perf_counter()
-        with threads.inside(namespace.fd):
-            entered = time.perf_counter() - entering
-            return build_tunnel(namespace.closed(), shape, reaper, begun=begun, entered=entered)
+        closed = namespace.closed()
+        made = make_device(
+            shape,
+            reaper,
+            environment=namespace.fd,
+            home=threads.home_fd,
+            beside=partial(beside, closed) if beside else nullcontext,
+        )
+    return _tunnel(made, closed, shape, begun, 0.0)
 
 
 def build_tunnel(namespace: Namespace, shape: Shape, reaper: Reaper, *, begun: float, entered: float) -> TunnelDevice:
     """The device in the namespace that the calling thread is in. begun: when, by time.perf_counter(); entered: seconds
     that getting there took the kernel. Raises as make_tunnel()."""
-    made = make_device(shape, reaper)
+    return _tunnel(make_device(shape, reaper), namespace, shape, begun, entered)
+
+
+def _tunnel(made: MadeDevice, namespace: Namespace, shape: Shape, begun: float, entered: float) -> TunnelDevice:
     spent = time.perf_counter() - begun
     kernel = entered + made.opening + made.configuring
     return TunnelDevice(made.fd, shape.device, namespace, spent - made.configuring, made.configuring, kernel)

@@ -16,11 +16,13 @@ import pytest
 from hyperplane.attachment import Attachments
 from hyperplane.dataplane import Engine, Eni
 from hyperplane.errors import (
+    DeviceError,
     EngineError,
     InvalidValue,
 )
 from hyperplane.linux import netlink, tun
 from hyperplane.linux.namespaces import Namespace
+from hyperplane.model import SecurityGroup
 
 from .support import (
     DEADLINE,
@@ -205,6 +207,34 @@ class TestEnds:
         assert ip_json("-n", vpc, "neigh", "show", "proxy") == []
         assert run_in(vpc, ["cat", "/proc/sys/net/ipv4/conf/lan0/forwarding"]).stdout == "0\n"
         assert descriptors() == before
+
+
+class TestThreads:
+    @pytest.mark.parametrize("in_loop", [True, False])
+    async def test_the_loop_stays_in_its_namespace(
+        self, vpc: str, netns_factory: Namespaces, within: Within, in_loop: bool
+    ) -> None:
+        """Whoever does the work; also when it fails, before and after there is a device."""
+        await blocking(serve, netns_factory, vpc)
+        box, here = netns_factory("box"), os.stat("/proc/thread-self/ns/net")
+        before = descriptors()
+        async with Attachments(in_loop=in_loop, **SMALL) as attachments:
+            everything = SecurityGroup.parse("everything", ["all"])
+            eni = await attachments.open_eni(vpc=vpc, addresses=ENI, security_groups=[everything])
+            for wrong in ({"device": "lo"}, {"routes": ["198.19.0.0/16"] * 2}):
+                with pytest.raises(DeviceError):
+                    await attachments.attach(eni, namespace=box, **wrong)
+                assert devices(box) == {"lo"}
+                assert attachments.engine.tunnels == ()
+            one = await attachments.attach(eni, namespace=box)
+            assert os.path.samestat(os.stat("/proc/thread-self/ns/net"), here)
+            assert await blocking(within, box, ask) == ENI
+            await attachments.detach(one)
+        assert descriptors() == before
+
+    async def test_a_wish_that_is_none(self) -> None:
+        with pytest.raises(InvalidValue, match="in_loop"):
+            Attachments(in_loop="no")  # type: ignore[arg-type]
 
 
 class TestMany:

@@ -6,10 +6,14 @@ import ctypes
 import fcntl
 import os
 import re
+import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -21,11 +25,12 @@ from hyperplane.errors import (
     DeviceError,
     InvalidValue,
     NotATunnel,
+    PermissionMissing,
 )
 from hyperplane.linux import netlink, tun
 from hyperplane.linux.device import Shape, make_device
 from hyperplane.linux.jobs import HalfWay
-from hyperplane.linux.namespaces import Namespace
+from hyperplane.linux.namespaces import Namespace, open_namespace
 from hyperplane.linux.reaper import Reaper
 
 from .support import DEADLINE, Namespaces, Within, descriptors, devices, ip, ip_json, run_in
@@ -53,7 +58,7 @@ class TestTun:
         assert descriptors() == before + 1
         (link,) = ip_json("-n", name, "addr", "show", "dev", "eth0")
         assert "UP" in link["flags"]
-        assert (link["mtu"], link["txqlen"]) == (1400, netlink.QUEUE)
+        assert (link["mtu"], link["txqlen"], link["qdisc"]) == (1400, netlink.QUEUE, "noqueue")
         assert [(one["local"], one["prefixlen"]) for one in link["addr_info"]] == [("198.18.0.2", 32)]
         assert link["linkinfo"]["info_data"]["vnet_hdr"] is True
         assert link["linkinfo"]["info_data"]["pi"] is False
@@ -71,6 +76,69 @@ class TestTun:
         assert within(name, lambda _: offloads("eth0")) == {"tx-checksum": 1, "tso": 1}
         os.close(fd)
         assert devices(name) == {"lo"}
+
+    def test_a_burst_waits_in_the_device(self, netns_factory: Namespaces, within: Within) -> None:
+        """As many packets as its queue is long, in their order, without a queueing discipline before it."""
+        name = netns_factory("box")
+
+        def make(_: Namespace) -> int:
+            fd = make_device(Shape("eth0", INSIDE, 1500, (DEFAULT,)), Reaper(1)).fd
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as burst:
+                for number in range(netlink.QUEUE):
+                    burst.sendto(number.to_bytes(4, "big"), ("198.19.0.80", 9))
+            return fd
+
+        fd = within(name, make)
+        assert [int.from_bytes(os.read(fd, 2048)[-4:], "big") for _ in range(netlink.QUEUE)] == list(
+            range(netlink.QUEUE)
+        )
+        os.close(fd)
+
+    def test_a_device_in_another_namespace(self, netns_factory: Namespaces) -> None:
+        """The calling thread is where it was, and so are its devices."""
+        name, shape = netns_factory("box"), Shape("eth0", INSIDE, 1400, (DEFAULT,))
+        seen: list[set[str]] = []
+
+        @contextmanager
+        def beside(fd: int) -> Iterator[None]:
+            seen.append({link["operstate"] for link in ip_json("-n", name, "link", "show", "dev", "eth0")})
+            assert tun.device_of(fd)[0] == "eth0"
+            yield
+            seen.append({one for link in ip_json("-n", name, "link", "show", "dev", "eth0") for one in link["flags"]})
+
+        before = descriptors(), socket.if_nameindex()
+        with open_namespace(name) as there, open_namespace(Path("/proc/thread-self/ns/net")) as here:
+            made = make_device(shape, Reaper(1), environment=there.fd, home=here.fd, beside=beside)
+        assert seen[0] == {"DOWN"}
+        assert "UP" in seen[1]
+        assert (descriptors(), socket.if_nameindex()) == (before[0] + 1, before[1])
+        os.close(made.fd)
+        assert devices(name) == {"lo"}
+
+    def test_a_process_that_cannot_return_ends(self, netns_factory: Namespaces) -> None:
+        """Rather than go on in a customer's namespace."""
+        program = (
+            "import os, sys\n"
+            "from ipaddress import IPv4Address\n"
+            "from hyperplane.linux.device import Shape, make_device\n"
+            "from hyperplane.linux.reaper import Reaper\n"
+            "there = os.open(sys.argv[1], os.O_RDONLY)\n"
+            "nowhere = os.open(os.devnull, os.O_RDONLY)\n"
+            "shape = Shape('eth0', IPv4Address('198.18.0.2'), 1500, ())\n"
+            "make_device(shape, Reaper(1), environment=there, home=nowhere)\n"
+        )
+        name = netns_factory("box")
+        command = [sys.executable, "-c", program, f"/run/netns/{name}"]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
+        assert ended.returncode == -signal.SIGABRT
+        assert "cannot return from a network namespace" in ended.stderr
+        assert devices(name) == {"lo"}
+
+    def test_what_is_no_namespace_is_not_entered(self) -> None:
+        before = descriptors()
+        with open(os.devnull, "rb") as nothing, pytest.raises(PermissionMissing, match="may not be entered"):
+            make_device(Shape("eth0", INSIDE, 1500, ()), Reaper(1), environment=nothing.fileno(), home=-1)
+        assert descriptors() == before
 
     def test_an_idle_device_says_nothing(self, netns_factory: Namespaces, within: Within) -> None:
         """No router solicitation, no MLD report: what arrives first is what the environment sent."""
