@@ -10,9 +10,9 @@
  * of many flows are open at a time, in a small table of sets; where too many meet they end each other's runs, which
  * costs writes and nothing else. All runs end with hp_coalesce_flush(), so a packet never waits for a later batch.
  *
- * TUNs take super-packets whatever TUNSETOFFLOAD said (that is about reading), but kernels before 6.2 know no USO:
- * they refuse it with EINVAL. Then the first packet gets its own headers back, all leave by themselves, and the link is
- * remembered.
+ * TUNs take super-packets whatever TUNSETOFFLOAD said (that is about reading), but kernels before 6.2 know no USO, and
+ * some before 6.9 no more than 64 datagrams of one super-packet: they refuse it with EINVAL. Then the first packet gets
+ * its own headers back, all leave by themselves, and it is remembered of the link.
  */
 #include "coalesce.h"
 
@@ -49,7 +49,7 @@ static hp_run *set_of(hp_coalescer *coalescer, const hp_piece *piece) {
 /* The flow's open run, or NULL. */
 static hp_run *find(hp_run *set, const hp_piece *piece) {
   for (int way = 0; way < HP_COALESCE_WAYS; way++)
-    if (set[way].packets && same_flow(&set[way].first, piece))
+    if (set[way].joined.packets && same_flow(&set[way].first, piece))
       return &set[way];
   return NULL;
 }
@@ -57,13 +57,13 @@ static hp_run *find(hp_run *set, const hp_piece *piece) {
 static void end_run(hp_coalescer *coalescer, hp_run *run, uint8_t ends) {
   uint8_t *data = hp_buffer(coalescer->buffers, run->head);
   hp_buffer_note *note = &coalescer->buffers->notes[run->head];
-  if (run->packets > 1) {
+  if (run->joined.packets > 1) {
     memcpy(hp_buffer_spare(coalescer->buffers, run->head), data, HP_GSO_HEADERS);
-    hp_gso_write(data, &run->first, run->payload, ends);
+    hp_gso_write(data, &run->first, run->joined.payload, ends);
   }
-  note->packets = (uint16_t)run->packets;
+  note->packets = (uint16_t)run->joined.packets;
   note->headers = (uint16_t)(HP_VNET_HEADER + run->first.headers);
-  run->packets = 0;
+  run->joined.packets = 0;
   coalescer->write(coalescer->io, run->head);
 }
 
@@ -78,43 +78,49 @@ static bool sound(const hp_coalescer *coalescer, hp_run *run, hp_piece *piece, u
 
 static bool join(hp_coalescer *coalescer, hp_run *run, hp_piece *piece, uint32_t number) {
   const hp_buffers *buffers = coalescer->buffers;
-  if (!hp_gso_follows(&run->first, hp_buffer(buffers, run->head), run->segments, run->payload, piece,
-                      hp_buffer(buffers, number)) ||
+  if (run->joined.segments + piece->segments > run->most ||
+      !hp_gso_follows(&run->first, hp_buffer(buffers, run->head), &run->joined, piece, hp_buffer(buffers, number)) ||
       !sound(coalescer, run, piece, number))
     return false;
   buffers->notes[run->tail].next = number;
   run->tail = number;
-  run->packets++;
-  run->segments += piece->segments;
-  run->payload += piece->payload;
-  if (run->packets == HP_COALESCE_PACKETS || piece->last || piece->payload % run->first.segment)
+  run->joined.packets++;
+  run->joined.segments += piece->segments;
+  run->joined.payload += piece->payload;
+  if (run->joined.packets == HP_COALESCE_PACKETS || piece->last || piece->payload % run->first.segment)
     end_run(coalescer, run, piece->ends);
   return true;
+}
+
+static uint32_t most_segments(const hp_coalescer *coalescer, const hp_piece *piece) {
+  if ((uint8_t)piece->channel == HP_TCP)
+    return UINT32_MAX;
+  bool fewer = coalescer->refuses[piece->channel >> 8] & HP_REFUSES_LONG;
+  return fewer ? HP_GSO_UDP_SEGMENTS_ONCE : HP_GSO_UDP_SEGMENTS;
 }
 
 static void open_run(hp_coalescer *coalescer, hp_run *set, const hp_piece *piece, uint32_t number) {
   if (coalescer->opened == HP_COALESCE_ORDER)
     hp_coalesce_flush(coalescer);
   hp_run *run = set;
-  for (int way = 0; way < HP_COALESCE_WAYS && run->packets; way++)
+  for (int way = 0; way < HP_COALESCE_WAYS && run->joined.packets; way++)
     run = &set[way];
-  if (run->packets) { /* all taken: any will do, as long as they take turns */
+  if (run->joined.packets) { /* all taken: any will do, as long as they take turns */
     run = &set[number % HP_COALESCE_WAYS];
     end_run(coalescer, run, 0);
   }
   *run = (hp_run){.first = *piece,
                   .head = number,
                   .tail = number,
-                  .packets = 1,
-                  .segments = piece->segments,
-                  .payload = piece->payload};
+                  .most = most_segments(coalescer, piece),
+                  .joined = {1, piece->segments, piece->payload}};
   coalescer->order[coalescer->opened++] = (uint16_t)(run - coalescer->runs);
 }
 
 static void end_runs_of(hp_coalescer *coalescer, uint32_t link) {
   for (uint32_t i = 0; i < coalescer->opened; i++) {
     hp_run *run = &coalescer->runs[coalescer->order[i]];
-    if (run->packets && run->first.channel >> 8 == link)
+    if (run->joined.packets && run->first.channel >> 8 == link)
       end_run(coalescer, run, 0);
   }
 }
@@ -150,7 +156,7 @@ void hp_coalesce_flush(hp_coalescer *coalescer) {
   coalescer->opened = 0;
   for (uint32_t i = 0; i < opened; i++) {
     hp_run *run = &coalescer->runs[coalescer->order[i]];
-    if (run->packets)
+    if (run->joined.packets)
       end_run(coalescer, run, 0);
   }
 }
@@ -159,8 +165,9 @@ bool hp_coalesce_refused(hp_coalescer *coalescer, uint32_t head, int code) {
   const hp_buffer_note *note = &coalescer->buffers->notes[head];
   if (note->packets < 2 || code != EINVAL)
     return false;
-  uint8_t *data = hp_buffer(coalescer->buffers, head);
+  uint8_t *data = hp_buffer(coalescer->buffers, head), protocol = data[HP_VNET_HEADER + 9];
+  bool many = protocol == HP_UDP && hp_gso_datagrams(data) > HP_GSO_UDP_SEGMENTS_ONCE;
   memcpy(data, hp_buffer_spare(coalescer->buffers, head), HP_GSO_HEADERS);
-  coalescer->refuses[note->link] |= refusal(data[HP_VNET_HEADER + 9]);
+  coalescer->refuses[note->link] |= many ? HP_REFUSES_LONG : refusal(protocol);
   return true;
 }

@@ -9,7 +9,10 @@
  *   URG and CWR are never joined. That is what the kernel's own receive offload asks for (tcp_gro_receive()).
  * - Sequence numbers go on from the first one's: no gap, no reordering.
  * - Ids go on from the first one's too. With DF set the id means nothing (RFC 6864 4.1). Without DF a packet joins
- *   only if its id is the one that it will be given again.
+ *   only if its id is the one that it will be given again; or if it is a train of datagrams (UDP_SEGMENT) as Linux
+ *   numbers them. That counts each train of s datagrams as one, so that ids come back s - 1 datagrams later, in the
+ *   next train. n trains that are joined leave with ids that go on: each still comes back as often, but n(s - 1)
+ *   datagrams later, and those that the sender chose are among them. Linux sets no DF on a train longer than the MTU.
  * - All payloads are equally long; a shorter one may be the last.
  * - Checksums are made anew. That would repair one that arrived wrong, so a packet joins only if its checksum is
  *   partial already, was checked by the kernel (VIRTIO_NET_HDR_F_DATA_VALID) or proves right here. UDP without a
@@ -90,21 +93,28 @@ hp_gso_fit hp_gso_inspect(const uint8_t *data, uint32_t length, uint32_t link, h
   return HP_GSO_JOINS;
 }
 
-bool hp_gso_follows(const hp_piece *first, const uint8_t *first_data, uint32_t segments, uint32_t payload,
-                    const hp_piece *next, const uint8_t *next_data) {
-  bool df = first->header & 0x400000, tcp = (uint8_t)first->channel == HP_TCP;
+/* The ids that its packets are going to have are fit for `next`. */
+static bool numbered(const hp_piece *first, const hp_joined *joined, const hp_piece *next) {
+  bool df = first->header & 0x400000, train = (uint8_t)next->channel == HP_UDP && next->segments > 1;
+  return df || next->id == (uint16_t)(first->id + joined->segments) ||
+         (train && first->segments > 1 && next->id == (uint16_t)(first->id + joined->packets));
+}
+
+bool hp_gso_follows(const hp_piece *first, const uint8_t *first_data, const hp_joined *joined, const hp_piece *next,
+                    const uint8_t *next_data) {
   if (first->header != next->header || first->headers != next->headers || first->control != next->control ||
       first->acknowledgment != next->acknowledgment)
     return false;
   if (next->segments > 1 ? next->segment != first->segment : next->payload > first->segment)
     return false;
-  if (payload + next->payload > MOST_PAYLOAD || (!df && next->id != (uint16_t)(first->id + segments)))
+  if (joined->payload + next->payload > MOST_PAYLOAD || !numbered(first, joined, next))
     return false;
-  if (!tcp)
-    return segments + next->segments <= HP_GSO_UDP_SEGMENTS;
+  if ((uint8_t)first->channel == HP_UDP)
+    return true;
   enum { OPTIONS = HP_VNET_HEADER + HP_IPV4_HEADER + HP_TCP_HEADER };
   uint32_t options = first->headers - (uint32_t)(HP_IPV4_HEADER + HP_TCP_HEADER);
-  return next->sequence == first->sequence + payload && memcmp(first_data + OPTIONS, next_data + OPTIONS, options) == 0;
+  return next->sequence == first->sequence + joined->payload &&
+         memcmp(first_data + OPTIONS, next_data + OPTIONS, options) == 0;
 }
 
 bool hp_gso_checksum_right(const uint8_t *data, const hp_piece *piece) {
@@ -112,6 +122,13 @@ bool hp_gso_checksum_right(const uint8_t *data, const hp_piece *piece) {
   uint16_t length = (uint16_t)(piece->headers - HP_IPV4_HEADER + piece->payload);
   uint64_t sum = hp_pseudo_sum(hp_get32(ip + 12), hp_get32(ip + 16), (uint8_t)piece->channel, length);
   return hp_fold(sum + hp_sum(ip + HP_IPV4_HEADER, length)) == 0xffff;
+}
+
+uint32_t hp_gso_datagrams(const uint8_t *data) {
+  struct virtio_net_hdr vnet;
+  memcpy(&vnet, data, sizeof vnet);
+  uint32_t payload = hp_get16(data + HP_VNET_HEADER + HP_IPV4_HEADER + 4) - (uint32_t)HP_UDP_HEADER;
+  return (payload + vnet.gso_size - 1u) / vnet.gso_size;
 }
 
 void hp_gso_write(uint8_t *data, const hp_piece *first, uint32_t payload, uint8_t ends) {

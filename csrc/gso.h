@@ -7,7 +7,10 @@
 
 enum {
   HP_GSO_HEADERS = HP_VNET_HEADER + HP_IPV4_HEADER + 60, /* the longest that are joined: TCP with all its options */
-  HP_GSO_UDP_SEGMENTS = 64 /* datagrams of one super-packet: UDP_MAX_SEGMENTS in linux/udp.h before 6.9 */
+  /* Datagrams of one super-packet: UDP_MAX_SEGMENTS in linux/udp.h, and what it was before 6.9. TUNs hold everybody to
+   * it, who get EINVAL. */
+  HP_GSO_UDP_SEGMENTS = 128,
+  HP_GSO_UDP_SEGMENTS_ONCE = 64
 };
 
 typedef enum hp_gso_fit {
@@ -36,14 +39,23 @@ typedef struct hp_piece {
   bool sound;      /* the checksum is known to be right, or still to be filled in */
 } hp_piece;
 
+/* What has joined so far. */
+typedef struct hp_joined {
+  uint32_t packets;  /* as they were received */
+  uint32_t segments; /* wire packets */
+  uint32_t payload;  /* bytes, all together */
+} hp_joined;
+
 /* Looks at a translated packet that leaves by `link`; `length` includes the virtio_net_hdr. */
 hp_gso_fit hp_gso_inspect(const uint8_t *data, uint32_t length, uint32_t link, hp_piece *piece);
-/* Whether `next`, in `next_data`, may follow `first` and what joined it so far: `segments` wire packets with `payload`
- * bytes. Checksums are not looked at. */
-bool hp_gso_follows(const hp_piece *first, const uint8_t *first_data, uint32_t segments, uint32_t payload,
-                    const hp_piece *next, const uint8_t *next_data);
+/* Whether `next`, in `next_data`, may follow `first` and what joined it so far. Checksums are not looked at, nor how
+ * many datagrams the device takes. */
+bool hp_gso_follows(const hp_piece *first, const uint8_t *first_data, const hp_joined *joined, const hp_piece *next,
+                    const uint8_t *next_data);
 /* The transport checksum of a whole single packet is right. */
 bool hp_gso_checksum_right(const uint8_t *data, const hp_piece *piece);
+/* How many datagrams the super-packet of UDP in `data` stands for. */
+uint32_t hp_gso_datagrams(const uint8_t *data);
 /* Turns the headers of the first packet into those of a super-packet of `payload` bytes whose last piece has the TCP
  * flags `ends`. */
 void hp_gso_write(uint8_t *data, const hp_piece *first, uint32_t payload, uint8_t ends);

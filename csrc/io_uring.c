@@ -15,6 +15,12 @@
  * goes off now and then, and is set again. While completions are left of the last call, packets are taken from these,
  * and what was sent waits for the rest of them, up to MOST_UNSENT packets: a large burst is written in one go.
  *
+ * Giving way. A turn that brought many packets ends with sched_yield(): whoever these are for runs, when he waits for
+ * this processor, and packets gather meanwhile. Without it the worker is woken by the first packet after each turn,
+ * takes the processor from the receiver, and finds few: both wake each other for small portions, and the sender pays.
+ * But who yields may give up a whole slice of the scheduler, milliseconds, to a process that only computes. So the time
+ * away is measured, and after a long one the worker stays for STAY_FACTOR times as long: that is what it can lose.
+ *
  * Bounds. A buffer is free, in a ring, or in one completion, or the caller's, or part of one write; so there
  * are at most as many data and write completions as buffers, and one final completion per link: the
  * completion queue has room for all of them, and the list of packets kept by remove() as well.
@@ -29,11 +35,17 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <string.h>
 
 #include "uring.h"
 
-enum { MOST_UNSENT = 256 }; /* packets sent that may wait for the rest of a burst */
+enum {
+  MOST_UNSENT = 256,  /* packets sent that may wait for the rest of a burst */
+  MANY = 16,          /* packets of one turn, after which others are let run */
+  LONG_AWAY = 100000, /* ns: they took more than a moment */
+  STAY_FACTOR = 8     /* for how many times as long nobody is let run then */
+};
 
 /* ---- requests ---- */
 
@@ -127,6 +139,7 @@ static bool read_done(hp_io *io, const struct io_uring_cqe *cqe, hp_packet *pack
       io->from[buffer] = number;
       link->failures = 0;
       hp_uring_took(io, number, (uint32_t)cqe->res);
+      io->came++;
     } else
       hp_uring_give_back(io, buffer);
   }
@@ -240,6 +253,22 @@ static bool look(hp_io *io, int64_t end) {
   return true;
 }
 
+/* Submits, and lets others run; false when it is not the time for that. */
+static bool give_way(hp_io *io) {
+  bool many = io->came >= MANY;
+  io->came = 0;
+  int64_t start = many ? hp_io_nanoseconds() : 0;
+  if (!many || start < io->stays_until)
+    return false;
+  hp_uring_submit(io, false);
+  sched_yield();
+  int64_t end = hp_io_nanoseconds();
+  if (end - start > LONG_AWAY)
+    io->stays_until = end + (end - start) * STAY_FACTOR;
+  hp_uring_submit(io, true);
+  return true;
+}
+
 /* Sends what there is to send, arms what can be armed, and waits until something happens: at most `timeout` ms, for
  * ever when that is negative. */
 static void next_turn(hp_io *io, int timeout) {
@@ -248,6 +277,8 @@ static void next_turn(hp_io *io, int timeout) {
   bool more = hp_uring_arm(io);
   arm_wake(io);
   io->turn++;
+  if (give_way(io))
+    return;
   if (more || timeout == 0 || io_uring_cq_ready(&io->ring)) {
     hp_uring_submit(io, true);
     return;

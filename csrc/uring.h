@@ -87,6 +87,7 @@ struct hp_io {
   struct iovec *vectors; /* of gathered writes not yet submitted: one element per buffer at most */
   uint32_t staged_count;
   uint32_t vectors_used;
+  uint32_t came;    /* packets received since the last turn began */
   uint32_t unsent;  /* packets sent since the last submission */
   uint32_t at_once; /* requests not yet submitted that will be answered when they are */
   uint32_t turn;    /* submissions that looked for packets */
@@ -108,6 +109,7 @@ struct hp_io {
   struct uring_ring rings[HP_RINGS]; /* the shared ones first, by group */
   hp_io_config config;
   hp_spin spin;
+  int64_t stays_until; /* hp_io_nanoseconds(): before, it does not give way */
   struct __kernel_timespec timer_time;
   hp_coalescer coalescer;
 };

@@ -70,6 +70,19 @@ async def test_segmented_datagrams_both_ways(lab: World, last: int) -> None:
     assert on_the_wire > 10 * (lab.engine.status().packets - read)
 
 
+async def test_trains_that_follow_each_other(lab: World) -> None:
+    """Several bursts may leave as one; no datagram is longer, shorter or elsewhere in the row for it."""
+    sent = [payload(number, 64) for number in range(12 * 32)]
+    with udp_socket(lab.vpc, SERVER) as server, udp_socket(lab.environments[0].name, to=server.getsockname()) as client:
+        server.connect((lab.address, await outside_port(lab, client, server)))
+        for one, other in ((client, server), (server, client)):
+            one.setsockopt(SOL_UDP, UDP_SEGMENT, 64)
+            for train in range(0, len(sent), 32):
+                one.send(b"".join(sent[train : train + 32]))
+            await expect_datagrams(other, sent)
+    assert lab.engine.counters().drops == {}
+
+
 async def test_bursts_of_equal_datagrams_from_all_environments_at_once(lab: World) -> None:
     """What the engine joins leaves it in order, and never two environments' in one."""
     sent = [payload(number, 64) for number in range(QUEUE // ENVIRONMENTS)]  # those of all fit the ENI's queue

@@ -37,7 +37,8 @@ struct frame {
   bool none;  /* 0 */
   bool valid; /* VIRTIO_NET_HDR_F_DATA_VALID */
   uint8_t gso_type;
-  uint8_t version; /* 0x45 */
+  uint16_t gso_size; /* not 0: a train of datagrams of that size */
+  uint8_t version;   /* 0x45 */
   uint8_t protocol;
   uint32_t link; /* 1 */
 };
@@ -52,10 +53,13 @@ static hp_packet make_frame(const struct frame *frame, uint32_t number) {
   uint32_t payload = frame->payload ? frame->payload : 100;
   uint16_t length = (uint16_t)(8 + payload);
   bool partial = !frame->full && !frame->none;
-  struct virtio_net_hdr vnet = {.gso_type = frame->gso_type};
-  if (partial)
-    vnet = (struct virtio_net_hdr){
-        .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM, .gso_type = frame->gso_type, .csum_start = 20, .csum_offset = 6};
+  struct virtio_net_hdr vnet = {.gso_type = frame->gso_size ? VIRTIO_NET_HDR_GSO_UDP_L4 : frame->gso_type,
+                                .gso_size = frame->gso_size};
+  if (partial) {
+    vnet.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
+    vnet.csum_start = 20;
+    vnet.csum_offset = 6;
+  }
   if (frame->valid)
     vnet.flags = VIRTIO_NET_HDR_F_DATA_VALID;
   memset(data, 0, UDP_HEADERS);
@@ -184,6 +188,37 @@ static void test_ids(void **state) {
   EXPECT_WRITES("1 1", {.no_df = true, .id = 7}, {.no_df = true, .id = 7});
 }
 
+#define TRAIN(...)                                                                                                     \
+  { .payload = 3200, .gso_size = 100, __VA_ARGS__ } /* 32 datagrams */
+
+static void test_trains(void **state) {
+  (void)state;
+  EXPECT_WRITES("4 1", TRAIN(), TRAIN(), TRAIN(), TRAIN(), TRAIN());                   /* 128 datagrams */
+  EXPECT_WRITES("2 2", TRAIN(), {.payload = 3150, .gso_size = 100}, TRAIN(), TRAIN()); /* a short end ends the run */
+  EXPECT_WRITES("1 1 1", TRAIN(), {.payload = 3200, .gso_size = 200}, TRAIN());
+  EXPECT_WRITES("1 1 1", TRAIN(), TRAIN(.ttl = 62), TRAIN());
+  EXPECT_WRITES("1 1 1", TRAIN(), TRAIN(.tos = 1), TRAIN());
+  EXPECT_WRITES("1 1 1", TRAIN(), {.none = true}, TRAIN());
+  EXPECT_WRITES("2 2", TRAIN(), TRAIN(.port = 4001), TRAIN(), TRAIN(.port = 4001));
+  EXPECT_WRITES("4", {0}, TRAIN(), {0}, {.payload = 40});
+  coalescer.refuses[1] = HP_REFUSES_LONG;
+  EXPECT_WRITES("2 2 1", TRAIN(), TRAIN(), TRAIN(), TRAIN(), TRAIN());
+  coalescer.refuses[1] = 0;
+}
+
+/* Linux counts a train as one; who counts its datagrams is right as well. */
+static void test_ids_of_trains(void **state) {
+  (void)state;
+  EXPECT_WRITES("3 1", TRAIN(.no_df = true, .id = 65535), TRAIN(.no_df = true), TRAIN(.no_df = true, .id = 1),
+                TRAIN(.no_df = true, .id = 3));
+  EXPECT_WRITES("3", TRAIN(.no_df = true, .id = 7), TRAIN(.no_df = true, .id = 39), TRAIN(.no_df = true, .id = 71));
+  EXPECT_WRITES("1 1", TRAIN(.no_df = true, .id = 7), TRAIN(.no_df = true, .id = 7));
+  EXPECT_WRITES("1 1", TRAIN(.no_df = true, .id = 7), {.no_df = true, .id = 8}); /* one that is alone keeps its id */
+  EXPECT_WRITES("2", TRAIN(.no_df = true, .id = 7), {.no_df = true, .id = 39});
+  EXPECT_WRITES("2", {.no_df = true, .id = 7}, TRAIN(.no_df = true, .id = 8));
+  EXPECT_WRITES("2 1", {.no_df = true, .id = 7}, TRAIN(.no_df = true, .id = 8), TRAIN(.no_df = true, .id = 9));
+}
+
 static void test_limits(void **state) {
   static struct frame frames[128];
   (void)state;
@@ -259,6 +294,24 @@ static void test_refusal(void **state) {
   EXPECT_WRITES("3", {0}, {0}, {0});
 }
 
+/* A device that takes super-packets, but not with so many datagrams: from then on it gets fewer. */
+static void test_refusal_of_many(void **state) {
+  struct frame first = TRAIN(.id = 9);
+  uint8_t before[UDP_HEADERS];
+  (void)state;
+  hp_packet packet = make_frame(&first, 0);
+  memcpy(before, packet.data, sizeof before);
+  EXPECT_WRITES("4", TRAIN(.id = 9), TRAIN(), TRAIN(), TRAIN());
+  assert_true(hp_coalesce_refused(&coalescer, written[0], EINVAL));
+  assert_memory_equal(hp_buffer(&buffers, 0), before, sizeof before);
+  EXPECT_WRITES("2 2 3", TRAIN(), TRAIN(), TRAIN(), TRAIN(), TRAIN(.link = 2), TRAIN(.link = 2), TRAIN(.link = 2));
+  EXPECT_WRITES("2", TRAIN(), TRAIN());
+  assert_true(hp_coalesce_refused(&coalescer, written[0], EINVAL));
+  EXPECT_WRITES("1 1", TRAIN(), TRAIN());
+  hp_coalesce_link(&coalescer, 1);
+  EXPECT_WRITES("4", TRAIN(), TRAIN(), TRAIN(), TRAIN());
+}
+
 /* The super-packet's bytes: the first one's headers, made to fit, and every payload once. */
 static void test_super_packet(void **state) {
   struct iovec vector[HP_BATCH];
@@ -313,28 +366,59 @@ static uint32_t next_datagram(int tun, size_t payload, uint16_t *id) {
   return number;
 }
 
-/* Sends `count` datagrams through the engine; all arrive in order, with the ids they had when `keeps_ids`. */
-static void send_through(struct engine *engine, int udp, int out, uint32_t count, size_t payload, bool keeps_ids) {
+/* Takes `count` packets through the engine, and their ids. */
+static void take_through(struct engine *engine, uint32_t count, uint16_t *ids) {
   hp_packet packets[HP_BATCH];
-  uint16_t ids[500], id;
   uint32_t seen = 0;
   int64_t deadline = hp_io_clock() + DEADLINE;
-  assert_true(count <= 500);
-  udp_flood(udp, RECEIVER, count, payload);
   while (seen < count && hp_io_clock() < deadline) {
     uint32_t got = receive(engine, packets, 100);
     for (uint32_t i = 0; i < got; i++) {
+      assert_true(seen < count);
       ids[seen++] = hp_get16(packets[i].data + HP_VNET_HEADER + 4);
       packets[i].link = 1;
       engine->ops->send(engine->io, &packets[i]);
     }
     engine->ops->flush(engine->io);
   }
+}
+
+/* Sends `count` datagrams through the engine; all arrive in order, with the ids they had when `keeps_ids`. */
+static void send_through(struct engine *engine, int udp, int out, uint32_t count, size_t payload, bool keeps_ids) {
+  uint16_t ids[500], id;
+  assert_true(count <= 500);
+  udp_flood(udp, RECEIVER, count, payload);
+  take_through(engine, count, ids);
   for (uint32_t i = 0; i < count; i++) {
     assert_int_equal(next_datagram(out, payload, &id), i);
     if (keeps_ids)
       assert_int_equal(id, ids[i]);
   }
+}
+
+/* The same with trains of 32, which leave four together, also where the sender's kernel sets no DF. */
+static void send_trains_through(struct engine *engine, int udp, int out, uint32_t trains, size_t payload) {
+  enum { SEGMENT_OPTION = 103 /* UDP_SEGMENT */, EACH = 32 };
+  static char bytes[EACH * 100];
+  hp_packet packets[HP_BATCH];
+  uint16_t ids[HP_BATCH], id;
+  int size = (int)payload, none = 0;
+  uint64_t before = engine->counters.writes;
+  assert_true(payload <= 100 && trains <= HP_BATCH && trains % 4 == 0);
+  MUST(setsockopt(udp, IPPROTO_UDP, SEGMENT_OPTION, &size, sizeof size));
+  for (uint32_t train = 0; train < trains; train++) {
+    for (uint32_t i = 0; i < EACH; i++) {
+      uint32_t number = train * EACH + i;
+      memcpy(bytes + i * payload, &number, sizeof number);
+    }
+    udp_send(udp, RECEIVER, bytes, EACH * payload);
+  }
+  MUST(setsockopt(udp, IPPROTO_UDP, SEGMENT_OPTION, &none, sizeof none));
+  take_through(engine, trains, ids);
+  for (uint32_t i = 0; i < trains * EACH; i++)
+    assert_int_equal(next_datagram(out, payload, &id), i);
+  receive(engine, packets, 0);
+  assert_true(engine->counters.writes - before < trains);
 }
 
 static void test_through_devices(void **state) {
@@ -355,11 +439,13 @@ static void test_through_devices(void **state) {
     send_through(&engine, udp, out, 300, sizes[i], false);
   receive(&engine, packets, 0);
   assert_true(engine.counters.writes < 1500 / 4); /* runs were made */
+  send_trains_through(&engine, udp, out, 12, 40); /* no longer than the MTU: with DF */
   int never = IP_PMTUDISC_DONT;
   struct sockaddr_in in = endpoint(RECEIVER, 7000);
   MUST(setsockopt(udp, IPPROTO_IP, IP_MTU_DISCOVER, &never, sizeof never));
   MUST(connect(udp, (struct sockaddr *)&in, sizeof in)); /* a connected socket numbers its datagrams in a row */
   send_through(&engine, udp, out, 300, 64, true);
+  send_trains_through(&engine, udp, out, 12, 64);
   receive(&engine, packets, 0);
   assert_int_equal(engine.full + engine.errors, 0);
   close_engine(&engine);
@@ -374,9 +460,10 @@ int main(void) {
       cmocka_unit_test(test_equal_datagrams), cmocka_unit_test(test_what_differs_ends_the_run),
       cmocka_unit_test(test_never_in_a_run),  cmocka_unit_test(test_lies),
       cmocka_unit_test(test_checksums),       cmocka_unit_test(test_ids),
-      cmocka_unit_test(test_limits),          cmocka_unit_test(test_flows),
-      cmocka_unit_test(test_many_flows),      cmocka_unit_test(test_refusal),
-      cmocka_unit_test(test_super_packet)};
+      cmocka_unit_test(test_trains),          cmocka_unit_test(test_ids_of_trains),
+      cmocka_unit_test(test_refusal_of_many), cmocka_unit_test(test_limits),
+      cmocka_unit_test(test_flows),           cmocka_unit_test(test_many_flows),
+      cmocka_unit_test(test_refusal),         cmocka_unit_test(test_super_packet)};
   const struct CMUnitTest epoll[] = {cmocka_unit_test_prestate(test_through_devices, (void *)(uintptr_t)&hp_io_epoll)};
   const struct CMUnitTest uring[] = {cmocka_unit_test_prestate(test_through_devices, (void *)(uintptr_t)&hp_io_uring)};
   alarm(90); /* a test that waits for ever fails */

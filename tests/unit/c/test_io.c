@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 
 #define NEAR "198.18.0.2" /* in namespace 0, on device io0, link 0 */
 #define FAR "198.19.0.2"  /* in namespace 1, on device io1, link 1 */
@@ -745,6 +746,49 @@ static void test_large_packets_take_turns(void **state) {
   end_world(&world);
 }
 
+static unsigned yields;
+static int64_t away; /* ns that others keep the processor */
+
+/* In libc's place. */
+int sched_yield(void) {
+  int64_t end = hp_io_nanoseconds() + away;
+  yields++;
+  do
+    syscall(SYS_sched_yield);
+  while (hp_io_nanoseconds() < end);
+  return 0;
+}
+
+/* Sends `count` packets, takes them, and looks once more: how often others were let run. */
+static unsigned yields_after(struct world *world, uint32_t count) {
+  hp_packet packets[HP_BATCH];
+  udp_flood(world->udp[0], FAR, count, 100);
+  for (uint32_t got = 0, now; got < count; got += now) {
+    now = receive(&world->engine, packets, DEADLINE);
+    release_all(&world->engine, packets, now);
+  }
+  yields = 0;
+  assert_int_equal(receive(&world->engine, packets, 0), 0);
+  return yields;
+}
+
+/* After many packets others are let run; not after a few, nor for a while when they kept the processor for long. */
+static void test_gives_way(void **state) {
+  struct world world;
+  make_world(&world, state, 64);
+  assert_int_equal(yields_after(&world, 1), 0);
+  away = 0;
+  for (int64_t deadline = hp_io_clock() + DEADLINE; !yields_after(&world, 20);) /* it may stay because of others here */
+    assert_true(hp_io_clock() < deadline);
+  assert_int_equal(yields_after(&world, 1), 0);
+  away = 500000000; /* so it stays for four seconds */
+  for (int64_t deadline = hp_io_clock() + DEADLINE; !yields_after(&world, 20);)
+    assert_true(hp_io_clock() < deadline);
+  assert_int_equal(yields_after(&world, 20), 0);
+  away = 0;
+  end_world(&world);
+}
+
 static int run_turns(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_prestate(test_large_packets_take_turns, (void *)(uintptr_t)&hp_io_epoll)};
@@ -760,7 +804,8 @@ static int run_shared(void) {
 /* Only io_uring has a batch of writes to put in order: epoll writes each packet when it is sent. */
 static int run_order(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test_prestate(test_small_before_large, (void *)(uintptr_t)&hp_io_uring)};
+      cmocka_unit_test_prestate(test_small_before_large, (void *)(uintptr_t)&hp_io_uring),
+      cmocka_unit_test_prestate(test_gives_way, (void *)(uintptr_t)&hp_io_uring)};
   return cmocka_run_group_tests_name("io_uring, order of writes", tests, NULL, NULL);
 }
 
