@@ -77,16 +77,8 @@ static inline uint64_t hp_load64(const uint8_t *p) {
   return v;
 }
 
-static inline uint16_t hp_get16(const uint8_t *p) {
-  uint16_t v;
-  memcpy(&v, p, sizeof v);
-  return hp_swap16(v);
-}
-static inline uint32_t hp_get32(const uint8_t *p) {
-  uint32_t v;
-  memcpy(&v, p, sizeof v);
-  return hp_swap32(v);
-}
+static inline uint16_t hp_get16(const uint8_t *p) { return hp_swap16(hp_load16(p)); }
+static inline uint32_t hp_get32(const uint8_t *p) { return hp_swap32(hp_load32(p)); }
 static inline void hp_put16(uint8_t *p, uint16_t v) {
   v = hp_swap16(v);
   memcpy(p, &v, sizeof v);
