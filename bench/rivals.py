@@ -19,7 +19,7 @@ ENI_ADDRESS: Final = "198.19.0.10"
 SERVER: Final = "198.19.0.2"
 LATENCY_PORT: Final = 7001
 SERVERS_LIVE: Final = 3000  # seconds after which a server that was forgotten ends
-QUEUE: Final = 1000  # packets in front of a TUN, as ours has it
+QUEUES: Final = {True: 1000, False: 500}  # packets in front of a TUN, the server's or a client's: as ours have them
 
 KERNEL: Final = "kernel nft over veth"
 BARE: Final = "bare multishot forwarder"
@@ -101,7 +101,7 @@ def bare_forwarder(lab: Lab) -> Iterator[Rival]:
         device = f"bare{number}"
         if namespace != server:
             shell("ip", "-n", namespace, "address", "add", f"{source}/32", "dev", device)
-        shell("ip", "-n", namespace, "link", "set", device, "up", "txqueuelen", str(QUEUE))
+        shell("ip", "-n", namespace, "link", "set", device, "up", "txqueuelen", str(QUEUES[namespace == server]))
         shell("ip", "-n", namespace, "route", "add", f"{destination}/32", "dev", device, "src", source)
     rival = Rival(BARE, client, server, bystander, process)
     rival.serve(lab)

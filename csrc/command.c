@@ -1,11 +1,10 @@
 /* command.c: what callers have workers do.
  *
  * Theory of operation. A command is put on its worker's list, which that takes up whole between two batches: a list
- * without a lock, to which callers push and from which only the worker takes. So several can be under way, and a caller
- * has time for other things until it needs the outcome. Waking a worker whose processor has gone to sleep takes longer
- * than what it has to do; putting the caller to sleep as well, and waking it again, would double that. So a caller
- * first looks for the outcome for about as long, and lets others run meanwhile: with one processor the worker is among
- * them.
+ * without a lock, to which callers push and from which only the worker takes. Waking a worker whose processor has gone
+ * to sleep takes longer than what it has to do; putting the caller to sleep as well, and waking it again, would double
+ * that. So a caller first looks for the outcome for about as long, and lets others run meanwhile: with one processor
+ * the worker is among them.
  */
 #include <sched.h>
 
@@ -14,17 +13,8 @@
 
 enum { LOOK = 60 * 1000 }; /* ns */
 
-static int outcome(hp_command *command, hp_worker *worker) {
-  return command->result = command->run(worker, command->arguments, command->error);
-}
-
-void hp_command_post(hp_worker *worker, hp_command *command) {
+static void post(hp_worker *worker, hp_command *command) {
   sem_init(&command->done, 0, 0);
-  if (!worker->engine->running) {
-    outcome(command, worker);
-    sem_post(&command->done);
-    return;
-  }
   command->next = __atomic_load_n(&worker->commands, __ATOMIC_RELAXED);
   while (!__atomic_compare_exchange_n(&worker->commands, &command->next, command, false, __ATOMIC_RELEASE,
                                       __ATOMIC_RELAXED))
@@ -32,7 +22,7 @@ void hp_command_post(hp_worker *worker, hp_command *command) {
   hp_worker_wake(worker);
 }
 
-int hp_command_wait(hp_command *command) {
+static int wait_for(hp_command *command) {
   int64_t end = hp_io_nanoseconds() + LOOK;
   while (sem_trywait(&command->done)) {
     if (hp_io_nanoseconds() < end)
@@ -57,7 +47,7 @@ void hp_commands_run(hp_worker *worker) {
   }
   for (; first; first = next) {
     next = first->next;
-    outcome(first, worker);
+    first->result = first->run(worker, first->arguments, first->error);
     sem_post(&first->done); /* the caller's from now on */
   }
 }
@@ -66,6 +56,6 @@ int hp_worker_run(hp_worker *worker, int (*run)(hp_worker *, void *, hp_error *)
   if (!worker->engine->running)
     return run(worker, arguments, error);
   hp_command command = {.run = run, .arguments = arguments, .error = error};
-  hp_command_post(worker, &command);
-  return hp_command_wait(&command);
+  post(worker, &command);
+  return wait_for(&command);
 }

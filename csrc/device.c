@@ -1,11 +1,10 @@
-/* device.c: a TUN with its addresses and routes, in two calls: made, then configured.
+/* device.c: a TUN with its addresses and routes, made and configured in one call.
  *
  * Theory of operation. Attaching an environment is a dozen system calls, each of which takes the kernel a
  * few microseconds, but for two: TUNSETIFF, which registers the device, and the batch of rtnetlink messages.
  * Made one by one from Python, each of them gives up the interpreter's lock and has to get it back, against
- * everybody else who wants it; that took as long as the kernel did. Here they are two: as soon as the device
- * is there, an engine can begin to listen to it while it is configured. The messages are the caller's,
- * encoded: only the index of the device is unknown before there is one, and filled in.
+ * everybody else who wants it; that took as long as the kernel did. The messages are the caller's, encoded:
+ * only the index of the device is unknown before there is one, and filled in.
  *
  * The kernel carries a batch out while it is sent. It answers each message that it refused, and the last one
  * in any case; so the answers are there when send() returns, and the last one has the last number.
@@ -46,27 +45,21 @@ static int failed(hp_device *device, int step) {
   return -1;
 }
 
-static void shut(int *fd) {
-  if (*fd >= 0)
-    close(*fd);
-  *fd = -1;
-}
-
 /* What belongs to the namespace that the calling thread is in. */
-static int open_both(hp_device *device) {
+static int open_both(hp_device *device, int *kernel) {
   device->fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
   if (device->fd < 0)
     return failed(device, HP_DEVICE_OPEN);
-  device->kernel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
-  return device->kernel < 0 ? failed(device, HP_DEVICE_OPEN) : 0;
+  *kernel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+  return *kernel < 0 ? failed(device, HP_DEVICE_OPEN) : 0;
 }
 
-static int open_inside(hp_device *device) {
+static int open_inside(hp_device *device, int *kernel) {
   if (device->environment < 0)
-    return open_both(device);
+    return open_both(device, kernel);
   if (setns(device->environment, CLONE_NEWNET))
     return failed(device, HP_DEVICE_ENTER);
-  int result = open_both(device);
+  int result = open_both(device, kernel);
   if (setns(device->home, CLONE_NEWNET) == 0)
     return result;
   perror("hyperplane: a thread cannot return from a network namespace");
@@ -86,23 +79,11 @@ static int register_device(hp_device *device) {
   return 0; /* its virtio_net_hdr has HP_VNET_HEADER bytes, unless somebody asks for more */
 }
 
-int hp_device_open(hp_device *device) {
-  uint64_t begun = nanoseconds();
-  device->fd = device->kernel = -1;
-  int result = open_inside(device) || register_device(device) ? -1 : 0;
-  if (result) {
-    shut(&device->kernel);
-    shut(&device->fd); /* no device: nothing to wait for */
-  }
-  device->opening_ns = nanoseconds() - begun;
-  return result;
-}
-
 /* The batch about this device. */
-static int fill_in(hp_device *device, uint8_t *messages) {
+static int fill_in(const hp_device *device, int kernel, uint8_t *messages) {
   struct ifreq request = {0};
   memcpy(request.ifr_name, device->name, sizeof request.ifr_name);
-  if (ioctl(device->kernel, SIOCGIFINDEX, &request))
+  if (ioctl(kernel, SIOCGIFINDEX, &request))
     return -1;
   memcpy(messages, device->batch, device->batch_length);
   for (uint32_t i = 0; i < device->place_count; i++)
@@ -110,13 +91,13 @@ static int fill_in(hp_device *device, uint8_t *messages) {
   return 0;
 }
 
-static int send_batch(hp_device *device) {
+static int send_batch(const hp_device *device, int kernel) {
   uint8_t messages[HP_DEVICE_BATCH];
   if (device->batch_length > sizeof messages) {
     errno = EMSGSIZE;
     return -1;
   }
-  return fill_in(device, messages) || send(device->kernel, messages, device->batch_length, 0) < 0 ? -1 : 0;
+  return fill_in(device, kernel, messages) || send(kernel, messages, device->batch_length, 0) < 0 ? -1 : 0;
 }
 
 /* Keeps what a refusal says, as long as there is room. */
@@ -130,11 +111,11 @@ static void note(hp_device *device, struct nlmsghdr *answer) {
 }
 
 /* Takes answers until that to the last message has come. */
-static int take_answers(hp_device *device) {
+static int take_answers(hp_device *device, int kernel) {
   _Alignas(struct nlmsghdr) uint8_t answers[32768];
   uint32_t answered = 0;
   while (answered < device->messages) {
-    ssize_t got = recv(device->kernel, answers, sizeof answers, 0);
+    ssize_t got = recv(kernel, answers, sizeof answers, 0);
     if (got <= 0)
       return -1;
     struct nlmsghdr *answer = (struct nlmsghdr *)(void *)answers;
@@ -146,18 +127,31 @@ static int take_answers(hp_device *device) {
   return 0;
 }
 
-int hp_device_configure(hp_device *device) {
-  uint64_t begun = nanoseconds();
-  device->refusals_length = 0;
+static int configure(hp_device *device, int kernel) {
   int on = 1; /* refusals in words, and without a copy of what was refused */
-  setsockopt(device->kernel, SOL_NETLINK, NETLINK_EXT_ACK, &on, sizeof on);
-  setsockopt(device->kernel, SOL_NETLINK, NETLINK_CAP_ACK, &on, sizeof on);
-  int result = 0;
-  if (send_batch(device) || take_answers(device))
-    result = failed(device, HP_DEVICE_NETLINK);
-  hp_device_leave(device);
-  device->configuring_ns = nanoseconds() - begun;
-  return result;
+  setsockopt(kernel, SOL_NETLINK, NETLINK_EXT_ACK, &on, sizeof on);
+  setsockopt(kernel, SOL_NETLINK, NETLINK_CAP_ACK, &on, sizeof on);
+  return send_batch(device, kernel) || take_answers(device, kernel) ? failed(device, HP_DEVICE_NETLINK) : 0;
 }
 
-void hp_device_leave(hp_device *device) { shut(&device->kernel); }
+int hp_device_make(hp_device *device) {
+  uint64_t begun = nanoseconds();
+  int kernel = -1, result = 0;
+  device->fd = -1;
+  device->refusals_length = 0;
+  device->configuring_ns = 0;
+  if (open_inside(device, &kernel) || register_device(device)) {
+    result = -1;
+    if (device->fd >= 0)
+      close(device->fd); /* no device: nothing to wait for */
+    device->fd = -1;
+  }
+  uint64_t opened = nanoseconds();
+  device->opening_ns = opened - begun;
+  if (result == 0)
+    result = configure(device, kernel);
+  if (kernel >= 0)
+    close(kernel);
+  device->configuring_ns = nanoseconds() - opened;
+  return result;
+}

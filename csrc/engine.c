@@ -248,6 +248,7 @@ static hp_worker *make_workers(hp_engine *engine) {
     workers[i].number = i;
     workers[i].workers = count;
     workers[i].wake = -1;
+    workers[i].newcomers = -1;
     sem_init(&workers[i].started, 0, 0);
   }
   return workers;

@@ -74,6 +74,7 @@ typedef struct hp_link_local {
   uint32_t awaiting;  /* of a removed link: workers that may still name it */
   uint32_t next;      /* in hp_engine.returned */
   int claimed;        /* added or claimed in this process */
+  int newcomer;       /* in its worker's set */
 } hp_link_local;
 
 enum { HP_LAYOUT = 2 }; /* of all regions together: another number for every change of what is in them */
@@ -165,6 +166,8 @@ typedef struct hp_worker {
   /* the loop */
   pthread_t thread;
   int wake;
+  int newcomers;        /* newcomers.c: an epoll set, -1 while it does not run */
+  bool newcomers_came;  /* some of them have something to say */
   uint32_t tunnels;     /* that it has; the callers' */
   hp_command *commands; /* the latest first */
   const hp_io_ops *io_ops;
@@ -222,15 +225,23 @@ int hp_engine_run(hp_engine *engine, int (*run)(hp_engine *, void *, hp_error *)
 hp_engine *hp_engine_open(const hp_config *config, const hp_given *given, hp_error *error);
 
 /* command.c: within such a change */
-/* Has a worker carry out a command, between two batches while it runs. Its memory is the worker's until the outcome is
- * there, which may be waited for later, by any thread. */
-void hp_command_post(hp_worker *worker, hp_command *command);
-int hp_command_wait(hp_command *command);
-/* The same in one. */
+/* Has a worker carry out a command, between two batches while it runs. */
 int hp_worker_run(hp_worker *worker, int (*run)(hp_worker *, void *, hp_error *), void *arguments, hp_error *error);
 /* The worker's own: whether there are any; carries them out, in the order in which they came. */
 bool hp_commands_wait(const hp_worker *worker);
 void hp_commands_run(hp_worker *worker);
+
+/* newcomers.c */
+/* Before and after the worker runs. Failure: -1 with *error filled. */
+int hp_newcomers_open(hp_worker *worker, hp_error *error);
+void hp_newcomers_close(hp_worker *worker);
+/* By a caller, while it runs: a tunnel that it shall receive from as soon as that has a packet. False when it cannot be
+ * put into the set. */
+bool hp_newcomer_add(const hp_worker *worker, uint32_t link);
+/* The worker's own. False when the link is no newcomer (any more). */
+bool hp_newcomer_remove(const hp_worker *worker, uint32_t link);
+/* Receives from now on from those that have packets. */
+void hp_newcomers_take(hp_worker *worker);
 
 /* links.c, removal.c */
 /* Has the link's word follow the link. */

@@ -278,12 +278,6 @@ hp_engine *hp_reader_new(const hp_config *config, const hp_region_fd *regions, u
 int hp_eni_add(hp_engine *engine, const hp_eni_config *config, int fd, hp_error *error);
 int hp_eni_rules(hp_engine *engine, uint32_t eni, const hp_rule *rules, uint32_t count, hp_error *error);
 int hp_tunnel_add(hp_engine *engine, const hp_tunnel_config *config, int fd, hp_error *error);
-/* The same in two steps: the worker begins to receive while the caller does something else. NULL with *error filled;
- * else it is finished, once, before the engine is freed: then it is added, or it was refused and nothing is left of it.
- */
-typedef struct hp_joining hp_joining;
-hp_joining *hp_tunnel_begin(hp_engine *engine, const hp_tunnel_config *config, int fd, hp_error *error);
-int hp_tunnel_finish(hp_joining *joining, hp_error *error);
 int hp_link_remove(hp_engine *engine, uint32_t link, hp_error *error);
 /* Prepares a tunnel's end; it stays until it is removed, and there is no way back. HP_DRAIN_CLOSE: it takes no new
  * flow, what exists goes on. HP_DRAIN_RESET: its packets are refused in both directions, both sides of each TCP
@@ -337,21 +331,16 @@ typedef struct hp_device {
   /* Filled in. */
   uint8_t refusals[1024]; /* the kernel's answers to messages that it refused, the first ones */
   uint32_t refusals_length;
-  int fd;     /* -1 when no device was made; else the caller's to close, also after a failure */
-  int kernel; /* netlink socket of its namespace, until it is configured */
-  int step;   /* and errno: where and why it failed */
+  int fd;   /* -1 when no device was made; else the caller's to close, also after a failure */
+  int step; /* and errno: where and why it failed */
   int error;
   uint64_t opening_ns;
   uint64_t configuring_ns;
 } hp_device;
 
-/* 0, or -1 with .step and .error. The calling thread is in its own namespace again; the process ends when it cannot
- * return there. */
-int hp_device_open(hp_device *device);
-/* Of an opened one, once, in any namespace. 0, or -1 as above. */
-int hp_device_configure(hp_device *device);
-/* For one that is not to be configured. */
-void hp_device_leave(hp_device *device);
+/* Makes and configures it. 0, or -1 with .step and .error. The calling thread is in its own namespace again; the
+ * process ends when it cannot return there. */
+int hp_device_make(hp_device *device);
 
 /* ---- For benchmarks: the packet path alone, in an engine of its own ---- */
 

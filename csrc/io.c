@@ -191,6 +191,8 @@ int hp_io_check_config(const hp_io_config *config, hp_error *error) {
     return hp_fail(error, EINVAL, "max_links is 0; choose as many as there will be tunnels and ENIs");
   if (fcntl(config->wake, F_GETFD) < 0)
     return hp_fail(error, errno, "wake descriptor %d: %s", config->wake, strerror(errno));
+  if (config->others_came && fcntl(config->others, F_GETFD) < 0)
+    return hp_fail(error, errno, "descriptor %d: %s", config->others, strerror(errno));
   return 0;
 }
 

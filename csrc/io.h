@@ -25,13 +25,16 @@ typedef struct hp_io_config {
   uint32_t buffers; /* per group, a power of two */
   uint32_t spin;    /* us that receive() looks for packets before it sleeps, where that pays; 0: none */
   int wake;         /* eventfd: readable means "come back from receive()" */
-  /* Both are called from within send(), inject(), flush(), receive(), remove() and close(), and must not call
+  int others;       /* readable means the same, and that others_came() is called */
+  /* All are called from within send(), inject(), flush(), receive(), remove() and close(), and must not call
    * back into the engine. */
   /* A queued packet could not be written: HP_OUTPUT_FULL or HP_OUTPUT_ERROR, of the link it was for. */
   void (*failed)(void *context, uint32_t link, hp_reason reason);
   /* The descriptor of a link is dead (device deleted, or reading fails again and again): no more packets
    * will come from it. Once per link; it stays added until remove(). */
   void (*gone)(void *context, uint32_t link);
+  /* `others` has become readable: the caller sees to it that it does not stay so. NULL: there is no such descriptor. */
+  void (*others_came)(void *context);
   void *context;
   hp_io_counters *counters;
 } hp_io_config;

@@ -25,6 +25,7 @@
 #include "coalesce.h"
 #include "io_common.h"
 
+enum { WAKE = HP_GROUPS, OTHERS, WATCHED }; /* descriptors that it waits for, after a set for each group */
 enum { TURN_PACKETS = 16, TURN_BYTES = 256 << 10, READY_LINKS = 64 };
 #define NO_LINK UINT32_MAX
 
@@ -252,31 +253,34 @@ static void wait_for(hp_io *io, struct pollfd *fds, int timeout) {
   int64_t spin_end = timeout ? hp_spin_begin(&io->spin, &io->config) : 0;
   int ready = 0;
   while (spin_end && !ready && hp_io_nanoseconds() < spin_end)
-    ready = poll(fds, HP_GROUPS + 1, 0);
+    ready = poll(fds, WATCHED, 0);
   if (!ready)
-    poll(fds, HP_GROUPS + 1, timeout);
+    poll(fds, WATCHED, timeout);
   if (timeout)
     hp_spin_end(&io->spin, &io->config);
 }
 
 /* Waits for at most `timeout` ms until there is something to read, and reads it. True when woken. */
 static bool take_turn(hp_io *io, int timeout, hp_packet *packets, uint32_t *count) {
-  struct pollfd fds[HP_GROUPS + 1];
+  struct pollfd fds[WATCHED];
   for (int g = 0; g < HP_GROUPS; g++) {
     fds[g] = (struct pollfd){.fd = io->groups[g].free_count ? io->groups[g].epoll : -1, .events = POLLIN};
     if (has_ready(&io->groups[g]))
       timeout = 0;
   }
-  fds[HP_GROUPS] = (struct pollfd){.fd = io->config.wake, .events = POLLIN};
+  fds[WAKE] = (struct pollfd){.fd = io->config.wake, .events = POLLIN};
+  fds[OTHERS] = (struct pollfd){.fd = io->config.others_came ? io->config.others : -1, .events = POLLIN};
   wait_for(io, fds, timeout);
   for (int i = 0; i < HP_GROUPS; i++) {
     int g = (io->first + i) % HP_GROUPS;
     *count += read_group(io, &io->groups[g], fds[g].revents, packets + *count, HP_BATCH - *count);
   }
   io->first = (io->first + 1) % HP_GROUPS;
-  if (fds[HP_GROUPS].revents)
+  if (fds[WAKE].revents)
     hp_io_clear_wake(io->config.wake);
-  return fds[HP_GROUPS].revents;
+  if (fds[OTHERS].revents && io->config.others_came)
+    io->config.others_came(io->config.context);
+  return fds[WAKE].revents || fds[OTHERS].revents;
 }
 
 static uint32_t poll_receive(hp_io *io, hp_packet *packets, int timeout) {

@@ -79,13 +79,20 @@ struct io_uring_sqe *hp_uring_sqe(hp_io *io) {
   return sqe;
 }
 
-static void arm_wake(hp_io *io) {
-  struct io_uring_sqe *sqe = io->wake_armed ? NULL : hp_uring_sqe(io);
+/* Has completions about `what` posted whenever the descriptor becomes readable. */
+static void watch(hp_io *io, int fd, int what, bool *armed) {
+  struct io_uring_sqe *sqe = *armed ? NULL : hp_uring_sqe(io);
   if (!sqe)
     return;
-  io_uring_prep_poll_multishot(sqe, io->config.wake, POLLIN);
-  io_uring_sqe_set_data64(sqe, hp_uring_about(HP_ABOUT_WAKE, 0));
-  io->wake_armed = true;
+  io_uring_prep_poll_multishot(sqe, fd, POLLIN);
+  io_uring_sqe_set_data64(sqe, hp_uring_about(what, 0));
+  *armed = true;
+}
+
+static void watch_all(hp_io *io) {
+  watch(io, io->config.wake, HP_ABOUT_WAKE, &io->wake_armed);
+  if (io->config.others_came)
+    watch(io, io->config.others, HP_ABOUT_OTHERS, &io->others_armed);
 }
 
 /* Something comes within `timeout` ms. A timer that was armed for less may stay. */
@@ -161,6 +168,11 @@ static bool completed(hp_io *io, const struct io_uring_cqe *cqe, hp_packet *pack
     hp_io_clear_wake(io->config.wake);
     io->woken = true;
     io->wake_armed = cqe->flags & IORING_CQE_F_MORE;
+    return false;
+  case HP_ABOUT_OTHERS:
+    io->config.others_came(io->config.context);
+    io->woken = true;
+    io->others_armed = cqe->flags & IORING_CQE_F_MORE;
     return false;
   case HP_ABOUT_CANCEL:
     io->cancelled = true;
@@ -275,7 +287,7 @@ static void next_turn(hp_io *io, int timeout) {
   hp_coalesce_flush(&io->coalescer);
   hp_uring_request_writes(io);
   bool more = hp_uring_arm(io);
-  arm_wake(io);
+  watch_all(io);
   io->turn++;
   if (give_way(io))
     return;

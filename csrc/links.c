@@ -1,8 +1,7 @@
 /* links.c: tunnels and ENIs: made, and given rules.
  *
- * A link is written while no worker can name it, then the workers that it concerns start to receive from it: a
- * tunnel's one, an ENI's all. A tunnel is added in two steps, so that the caller can configure its device while the
- * worker is told; the callers' lock is not held between them. removal.c has its end.
+ * A link is written while no worker can name it, then the workers that it concerns start to receive from it: an ENI's
+ * all, at once; a tunnel's one with the first packet (newcomers.c). removal.c has its end.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -158,6 +157,7 @@ static int reserve_addresses(hp_engine *engine, uint32_t number, uint32_t count,
 
 struct add {
   const hp_eni_config *eni;
+  const hp_tunnel_config *tunnel;
   int fd;
   uint32_t number;
 };
@@ -234,22 +234,20 @@ static hp_worker *least_loaded(const hp_engine *engine) {
   return least;
 }
 
-/* One that its worker is about to receive from. */
-struct hp_joining {
-  hp_engine *engine;
-  uint32_t number;
-  int fd;
-  const hp_tunnel_config *config;
-  hp_command command;
-  hp_error error; /* the worker's */
-};
+/* Its worker need not hear of it yet, nor do anything. */
+static int connect_tunnel(hp_engine *engine, uint32_t number, hp_error *error) {
+  hp_worker *worker = &engine->workers[engine->links[number].worker];
+  if (!engine->running || engine->local[number].fd < 0 || hp_newcomer_add(worker, number))
+    return 0;
+  return hp_worker_run(worker, hp_link_connect, &number, error);
+}
 
-static int begin_tunnel(hp_engine *engine, void *arguments, hp_error *error) {
-  hp_joining *joining = arguments;
-  const hp_tunnel_config *c = joining->config;
+static int add_tunnel(hp_engine *engine, void *arguments, hp_error *error) {
+  struct add *add = arguments;
+  const hp_tunnel_config *c = add->tunnel;
   if (hp_eni_find(engine, c->eni, error))
     return -1;
-  uint32_t number = joining->number = take_link(engine, HP_LINK_TUNNEL, joining->fd, error);
+  uint32_t number = take_link(engine, HP_LINK_TUNNEL, add->fd, error);
   if (number == 0)
     return -1;
   hp_link *link = &engine->links[number], *eni = &engine->links[c->eni];
@@ -261,54 +259,24 @@ static int begin_tunnel(hp_engine *engine, void *arguments, hp_error *error) {
   link->address = c->address;
   link->max_flows = c->max_flows;
   link->pool = hp_random_below(&engine->random, eni->address_count);
+  made(engine, number); /* before a packet comes: its environment may run already */
+  if (connect_tunnel(engine, number, error)) {
+    hp_link_give(engine, number);
+    return -1;
+  }
   eni->tunnels++;
   worker->tunnels++;
-  joining->command = (hp_command){.run = hp_link_connect, .arguments = &joining->number, .error = &joining->error};
-  hp_command_post(worker, &joining->command);
-  return 0;
-}
-
-static int finish_tunnel(hp_engine *engine, void *arguments, hp_error *error) {
-  const hp_joining *joining = arguments;
-  hp_link *link = &engine->links[joining->number];
-  if (joining->command.result == 0)
-    return made(engine, joining->number);
-  *error = joining->error;
-  engine->links[link->eni].tunnels--;
-  engine->workers[link->worker].tunnels--;
-  hp_link_give(engine, joining->number);
-  return -1;
+  return (int)number;
 }
 
 int hp_tunnel_check(const hp_tunnel_config *config, int fd, hp_error *error) {
   return check_mtu(config->mtu, error) || (fd >= 0 && hp_link_tun_check(fd, error)) ? -1 : 0;
 }
 
-hp_joining *hp_tunnel_begin(hp_engine *engine, const hp_tunnel_config *config, int fd, hp_error *error) {
-  if (hp_tunnel_check(config, fd, error))
-    return NULL;
-  hp_joining *joining = calloc(1, sizeof *joining);
-  if (!joining) {
-    hp_fail(error, ENOMEM, "no memory for a tunnel");
-    return NULL;
-  }
-  *joining = (hp_joining){.engine = engine, .config = config, .fd = fd};
-  if (hp_engine_run(engine, begin_tunnel, joining, error) == 0)
-    return joining;
-  free(joining);
-  return NULL;
-}
-
-int hp_tunnel_finish(hp_joining *joining, hp_error *error) {
-  hp_command_wait(&joining->command);
-  int result = hp_engine_run(joining->engine, finish_tunnel, joining, error);
-  free(joining);
-  return result;
-}
-
 int hp_tunnel_add(hp_engine *engine, const hp_tunnel_config *config, int fd, hp_error *error) {
-  hp_joining *joining = hp_tunnel_begin(engine, config, fd, error);
-  return joining ? hp_tunnel_finish(joining, error) : -1;
+  if (hp_tunnel_check(config, fd, error))
+    return -1;
+  return hp_engine_run(engine, add_tunnel, &(struct add){.tunnel = config, .fd = fd}, error);
 }
 
 /* ---- rules ---- */

@@ -83,7 +83,8 @@ static int disconnect(hp_worker *worker, void *arguments, hp_error *error) {
   (void)error;
   uint32_t number = *(const uint32_t *)arguments;
   bool receives;
-  if (worker->io && hp_link_fd(worker->engine, number, worker->number, &receives) >= 0)
+  if (worker->io && !hp_newcomer_remove(worker, number) &&
+      hp_link_fd(worker->engine, number, worker->number, &receives) >= 0)
     worker->io_ops->remove(worker->io, number);
   return 0;
 }

@@ -18,7 +18,8 @@ enum {
   HP_ABOUT_WAKE = 3,
   HP_ABOUT_CANCEL = 4, /* remove()'s */
   HP_ABOUT_TIMER = 5,
-  HP_ABOUT_NOTHING = 6 /* a request whose answer nobody waits for */
+  HP_ABOUT_NOTHING = 6, /* a request whose answer nobody waits for */
+  HP_ABOUT_OTHERS = 7
 };
 
 /* Links whose read is not armed wait in one of their group's queues: first those who took little. */
@@ -97,6 +98,7 @@ struct hp_io {
   bool registered;  /* descriptors are, under their link numbers */
   bool cancelled;   /* the cancellation has been answered */
   bool wake_armed;
+  bool others_armed;
   bool woken;
   bool rung;       /* the timer has gone off */
   hp_packet *kept; /* packets that remove() came across: at most one per buffer */

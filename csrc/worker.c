@@ -29,8 +29,13 @@ static void device_gone(void *context, uint32_t link) {
   __atomic_store_n(&worker->engine->links[link].gone, 1, __ATOMIC_RELAXED);
 }
 
+static void newcomers_came(void *context) {
+  hp_worker *worker = context;
+  worker->newcomers_came = true;
+}
+
 static int wait_for(const hp_worker *worker) {
-  if (worker->owed)
+  if (worker->owed || worker->newcomers_came)
     return 0;
   if (worker->leaving_count || worker->resetting)
     return WAIT_DRAINING;
@@ -80,6 +85,8 @@ static void turn(hp_worker *worker) {
     if (worker->now != worker->swept_at || worker->owed || hp_commands_wait(worker))
       worker->io_ops->flush(worker->io);
   }
+  if (worker->newcomers_came)
+    hp_newcomers_take(worker);
   if (worker->workers > 1)
     hp_handover_take(worker);
   hp_expire_turn(worker);
@@ -107,12 +114,16 @@ void hp_worker_wake(const hp_worker *worker) {
 
 static int open_io(hp_worker *worker) {
   const hp_engine *engine = worker->engine;
+  if (hp_newcomers_open(worker, &worker->start_error))
+    return -1;
   hp_io_config config = {.max_links = engine->config.max_links + 1,
                          .buffers = engine->config.buffers,
                          .wake = worker->wake,
+                         .others = worker->newcomers,
                          .spin = hp_spin_for(engine->config.spin, engine->config.workers),
                          .failed = output_failed,
                          .gone = device_gone,
+                         .others_came = newcomers_came,
                          .context = worker,
                          .counters = &worker->words->io_counters};
   worker->io = worker->io_ops->open(&config, &worker->start_error);
@@ -137,6 +148,7 @@ static void *loop(void *argument) {
   if (worker->io)
     worker->io_ops->close(worker->io);
   worker->io = NULL;
+  hp_newcomers_close(worker);
   return NULL;
 }
 

@@ -14,11 +14,11 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
+from os.path import basename
 from pathlib import Path
 from typing import Any, Self
 
 from hyperplane.attachment.plan import LARGEST_MTU, LEAST_MTU, Plan, plan_of
-from hyperplane.attachment.telling import Telling
 from hyperplane.dataplane import Engine, Eni, Tunnel, checks
 from hyperplane.errors import EngineError, InvalidValue
 from hyperplane.linux import tun
@@ -300,21 +300,24 @@ class Attachments:
 
     def _make(self, plan: Plan) -> _Made:
         begun = time.perf_counter()
-        telling = Telling(self.engine, plan)
         if plan.by_descriptor and isinstance(plan.target, int):
             made = take_tunnel(plan.target)
-            try:
-                with telling.about(f"fd:{made.fd}", made.fd):
-                    pass
-            except BaseException as error:
-                raise HalfWay(error, self._reaper.close(made.fd)) from None
         else:
-            made = make_tunnel(
-                plan.target, plan.shape, self._threads, self._reaper, vpc=plan.vpc, beside=telling.about_namespace
+            made = make_tunnel(plan.target, plan.shape, self._threads, self._reaper, vpc=plan.vpc)
+        told = time.perf_counter()
+        try:
+            tunnel = self.engine.add_tunnel(
+                plan.eni,
+                name=plan.name or (basename(made.namespace.name) if made.namespace else f"fd:{made.fd}"),
+                address=plan.shape.address,
+                fd=made.fd,
+                mtu=plan.shape.mtu,
+                max_flows=plan.max_flows,
             )
-        device = made.opened - (telling.seconds if made.namespace else 0)
-        timings = Timings(begun - plan.asked, device, made.configured, telling.seconds, made.kernel)
-        return _Made(made.fd, made.device, made.namespace, telling.tunnel, timings)
+        except BaseException as error:
+            raise HalfWay(error, self._reaper.close(made.fd)) from None
+        timings = Timings(begun - plan.asked, made.opened, made.configured, time.perf_counter() - told, made.kernel)
+        return _Made(made.fd, made.device, made.namespace, tunnel, timings)
 
     def _unmake(self, made: _Made) -> Future[None]:
         # Refused when the caller closed the engine or removed the tunnel: then it has let go of the descriptor too.

@@ -5,7 +5,6 @@ No method opens a device, resolves a name or decides a policy: descriptors and r
 
 from hyperplane._native import ffi, lib
 from hyperplane.dataplane import native
-from hyperplane.dataplane.adding import Adding
 from hyperplane.dataplane.config import EngineConfig
 from hyperplane.dataplane.engine import Engine
 from hyperplane.dataplane.links import Eni, Link, Translated, Tunnel
@@ -26,7 +25,6 @@ from hyperplane.model import (
 )
 
 __all__ = [
-    "Adding",
     "Counters",
     "Drop",
     "Engine",

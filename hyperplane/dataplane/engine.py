@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from ipaddress import IPv4Address
 from operator import add
 from typing import Any, Self
 
 from hyperplane._native import ffi, lib
 from hyperplane.dataplane import checks, native
-from hyperplane.dataplane.adding import Adding
 from hyperplane.dataplane.claims import Linked, eni_config, tunnel_config
 from hyperplane.dataplane.config import EngineConfig
 from hyperplane.dataplane.handle import given
 from hyperplane.dataplane.links import Eni, Link, Translated, Tunnel
-from hyperplane.errors import DeviceError, EngineError, InvalidValue
+from hyperplane.errors import EngineError, InvalidValue
 from hyperplane.model import Counters, Flow, Io, SecurityGroup, Timers, UdpMapping
 
 SPARE = 640  # bytes after a packet in memory: an ICMP error quotes up to 548 bytes (RFC 1812 section 4.3.2.3)
@@ -96,7 +94,6 @@ class Engine(Linked):
 
     def _begin(self, config: EngineConfig, make: Callable[[Any, Any], Any]) -> None:
         self._latest = 0  # the latest time that translate() or sweep() was given
-        self._joining: set[Any] = set()  # hp_joining *
         super().__init__(config, make)
 
     def regions(self) -> dict[str, int]:
@@ -127,8 +124,6 @@ class Engine(Linked):
             self._links.clear()
             self._taken.clear()
             lib.hp_engine_stop(self._engine)
-            while self._joining:
-                lib.hp_tunnel_finish(self._joining.pop(), self._error)
             super().close()
 
     # Links
@@ -177,42 +172,18 @@ class Engine(Linked):
         """Adds an execution environment's link; its packets must come from address, which need not be unique.
 
         name must be unique among the tunnels of the ENI. max_flows: its own limit of flows, 0 for none. fd: as in
-        add_eni(). Raises InvalidValue, AddressInUse (the ENI's own address), NotATunnel, DeviceError, EngineError.
+        add_eni(); a worker hears of it with its first packet, and is not disturbed before. Raises InvalidValue,
+        AddressInUse (the ENI's own address), NotATunnel, DeviceError, EngineError.
         """
-        with self.adding_tunnel(eni, name=name, address=address, fd=fd, mtu=mtu, max_flows=max_flows) as adding:
-            pass
-        return adding.tunnel
-
-    def adding_tunnel(
-        self, eni: Eni, *, name: str, address: str | IPv4Address, fd: int = -1, mtu: int = 1500, max_flows: int = 0
-    ) -> Adding:
-        """As add_tunnel(), for a device that is yet to be configured: that is done in the block that it begins, while
-        the worker is told. Raises the same, at its beginning or at its end."""
         what, config, checked = tunnel_config(name, address, fd, mtu, max_flows)
         with self._open() as engine:
             config.eni = self._free_for(eni, name, checked)
-            joining = lib.hp_tunnel_begin(engine, config, fd, self._error)
-            if not joining:
+            number = lib.hp_tunnel_add(engine, config, fd, self._error)
+            if number < 0:
                 native.fail(self._error, what, device=fd >= 0)
-            self._joining.add(joining)
-            self._taken.add((eni, name))
-
-        def finish() -> Tunnel:
-            with self._open():
-                self._joining.remove(joining)
-                number = lib.hp_tunnel_finish(joining, self._error)
-                if number < 0:
-                    self._taken.discard((eni, name))
-                    native.fail(self._error, what, device=fd >= 0)
-                tunnel = Tunnel(number, name, eni, checked, mtu, max_flows)
-                self._add(tunnel)
-            return tunnel
-
-        def undo() -> None:
-            with suppress(EngineError, DeviceError):  # it was closed, or never came so far
-                self.remove(finish())
-
-        return Adding(finish, undo)
+            tunnel = Tunnel(number, name, eni, checked, mtu, max_flows)
+            self._add(tunnel)
+        return tunnel
 
     def remove(self, link: Link) -> None:
         """Removes a tunnel with its flows, or an ENI that has no tunnels left. Afterwards its fd may be closed."""

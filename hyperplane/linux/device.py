@@ -1,11 +1,9 @@
-"""An environment's TUN with its address and routes, made by two calls of C: csrc/device.c says why."""
+"""An environment's TUN with its address and routes, made by one call of C: csrc/device.c says why."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
@@ -17,8 +15,6 @@ from hyperplane.linux import netlink, tun
 from hyperplane.linux.jobs import HalfWay
 from hyperplane.linux.namespaces import descriptors_exhausted, entry_refused
 from hyperplane.linux.reaper import Reaper
-
-Beside = Callable[[int], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,42 +36,28 @@ class MadeDevice:
     configuring: float
 
 
-def make_device(
-    shape: Shape, reaper: Reaper, *, environment: int = -1, home: int = -1, beside: Beside = nullcontext
-) -> MadeDevice:
+def make_device(shape: Shape, reaper: Reaper, *, environment: int = -1, home: int = -1) -> MadeDevice:
     """Makes it in a network namespace, as tun.open_tun() and netlink.configure() would.
 
     environment, home: descriptors of that namespace and of the calling thread's own, where it is when this returns;
-    without them it is made in the latter. beside: entered with its descriptor as soon as there is one, left when it is
-    configured, or with the exception that says why it is not. Raises DeviceError, PermissionMissing; HalfWay with one
-    of them, or with what beside raised, once the device was made: then the reaper closes it.
+    without them it is made in the latter. Raises DeviceError, PermissionMissing; HalfWay with one of them once the
+    device was made: then the reaper closes it.
     """
     template, _ = _template(shape)
     made = ffi.new("hp_device *", template[0])
     made.environment = environment
     made.home = home
-    opened = False
     try:
-        if lib.hp_device_open(made):
+        if lib.hp_device_make(made):
             raise _failure(shape.device, made.step, made.error)
-        opened = True
-        with beside(made.fd):
-            _configure(shape, made)
+        if made.refusals_length:
+            refusals = netlink.refusals_in(bytes(ffi.buffer(made.refusals, made.refusals_length)))
+            netlink.check_configuration(shape.device, shape.mtu, shape.address, shape.routes, refusals)
     except BaseException as error:
-        if opened:
-            lib.hp_device_leave(made)
         if made.fd < 0:
             raise
         raise HalfWay(error, reaper.close(made.fd)) from None
     return MadeDevice(made.fd, made.opening_ns * 1e-9, made.configuring_ns * 1e-9)
-
-
-def _configure(shape: Shape, made: Any) -> None:
-    if lib.hp_device_configure(made):
-        raise _failure(shape.device, made.step, made.error)
-    if made.refusals_length:
-        refusals = netlink.refusals_in(bytes(ffi.buffer(made.refusals, made.refusals_length)))
-        netlink.check_configuration(shape.device, shape.mtu, shape.address, shape.routes, refusals)
 
 
 @lru_cache(maxsize=256)  # environments have few shapes

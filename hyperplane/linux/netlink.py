@@ -55,8 +55,9 @@ NTF_PROXY: Final = 0x08
 SIOCGIFINDEX: Final = 0x8933  # linux/sockios.h
 
 HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port
-# A device's queue, packets: what waits for the engine. The kernel gives a TUN 500.
-QUEUE: Final = 1000
+# A device's queue, packets: what waits for the engine. What the kernel gives a TUN does for one environment; making it
+# longer costs memory that is cleared. An ENI's is for all of them.
+TUN_QUEUE, ENI_QUEUE = 500, 1000
 
 # What stands in a template where a value is written over; no message has these bytes otherwise.
 INDEX_MARK: Final = 0x7B6D5F43
@@ -160,7 +161,8 @@ _NO_LINK_LOCAL: Final = (
     else []
 )
 # In a message of their own, before the device is up: changing the queue later costs more.
-_SIZES = _link([("IFLA_MTU", MTU_MARK), ("IFLA_TXQLEN", QUEUE), *_NO_LINK_LOCAL])
+_ENI_SIZES = _link([("IFLA_MTU", MTU_MARK), ("IFLA_TXQLEN", ENI_QUEUE), *_NO_LINK_LOCAL])
+_SIZES = _link([("IFLA_MTU", MTU_MARK), *_NO_LINK_LOCAL])
 # A TUN never tells its queueing discipline to wait: one would hand packets through, and hold 24 KB for none.
 _NO_QUEUEING = _encode(
     tcmsg(),
@@ -180,7 +182,7 @@ _ADDRESS = _encode(
     prefixlen=32,
     index=INDEX_MARK,
 )
-DEVICE: Final = Template(_SIZES, _UP)
+DEVICE: Final = Template(_ENI_SIZES, _UP)
 ADDRESSED_DEVICE: Final = Template(_SIZES, _NO_QUEUEING, _ADDRESS, _UP)
 UP: Final = Template(_UP).numbered()
 ROUTE: Final = Template(_route([]))
@@ -206,10 +208,10 @@ class Match(NamedTuple):
 
 
 def configure(device: str, *, mtu: int, address: IPv4Address | None, routes: Sequence[IPv4Network]) -> float:
-    """Gives a device its MTU, queue and address (None: none), brings it up and routes `routes` to it, in one batch.
+    """Gives a device its MTU and address (None: it is an ENI's), brings it up and routes `routes` to it, in one batch.
 
-    With an address it is also the source that the routes prefer. Returns the seconds that the kernel took for it.
-    Raises DeviceError, PermissionMissing.
+    An address is also the source that the routes prefer; without one the device gets the longer queue. Returns the
+    seconds that the kernel took for it. Raises DeviceError, PermissionMissing.
     """
     batch = configuration(mtu, address, tuple(routes))
     with _socket() as kernel:

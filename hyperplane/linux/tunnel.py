@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from hyperplane.errors import InvalidValue
@@ -42,14 +40,12 @@ def make_tunnel(
     *,
     vpc: Key | None = None,
     check: Callable[[Namespace], None] | None = None,
-    beside: Callable[[Namespace, int], AbstractContextManager[object]] | None = None,
 ) -> TunnelDevice:
     """Makes the device in an existing namespace (as for `open_namespace()`).
 
     The calling thread is one of threads, or another one in their home. vpc: the namespace that it must not be. check:
-    raises for one that may not be used. beside: as in make_device(), given the namespace, closed, as well. Raises
-    NamespaceNotFound, InvalidValue, DeviceError, PermissionMissing; HalfWay with one of them, or with what beside
-    raised, once the device was made: then the reaper closes it.
+    raises for one that may not be used. Raises NamespaceNotFound, InvalidValue, DeviceError, PermissionMissing; HalfWay
+    with one of them once the device was made: then the reaper closes it.
     """
     begun = time.perf_counter()
     with open_namespace(target) as namespace:
@@ -58,15 +54,8 @@ def make_tunnel(
             raise InvalidValue(message, resource=namespace.name, remedy="give the environment's own")
         if check:
             check(namespace)
-        closed = namespace.closed()
-        made = make_device(
-            shape,
-            reaper,
-            environment=namespace.fd,
-            home=threads.home_fd,
-            beside=partial(beside, closed) if beside else nullcontext,
-        )
-    return _tunnel(made, closed, shape, begun, 0.0)
+        made = make_device(shape, reaper, environment=namespace.fd, home=threads.home_fd)
+    return _tunnel(made, namespace.closed(), shape, begun, 0.0)
 
 
 def build_tunnel(namespace: Namespace, shape: Shape, reaper: Reaper, *, begun: float, entered: float) -> TunnelDevice:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from hyperplane.linux.netlink import QUEUE
+from hyperplane.linux.netlink import ENI_QUEUE
 
 from .support import Namespaces
 from .traffic import (
@@ -85,7 +85,7 @@ async def test_trains_that_follow_each_other(lab: World) -> None:
 
 async def test_bursts_of_equal_datagrams_from_all_environments_at_once(lab: World) -> None:
     """What the engine joins leaves it in order, and never two environments' in one."""
-    sent = [payload(number, 64) for number in range(QUEUE // ENVIRONMENTS)]  # those of all fit the ENI's queue
+    sent = [payload(number, 64) for number in range(ENI_QUEUE // ENVIRONMENTS)]  # those of all fit the ENI's queue
 
     async def exchange(namespace: str) -> None:
         with udp_socket(lab.vpc, SERVER) as server, udp_socket(namespace, to=server.getsockname()) as client:

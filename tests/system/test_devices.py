@@ -12,8 +12,6 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -58,7 +56,7 @@ class TestTun:
         assert descriptors() == before + 1
         (link,) = ip_json("-n", name, "addr", "show", "dev", "eth0")
         assert "UP" in link["flags"]
-        assert (link["mtu"], link["txqlen"], link["qdisc"]) == (1400, netlink.QUEUE, "noqueue")
+        assert (link["mtu"], link["txqlen"], link["qdisc"]) == (1400, netlink.TUN_QUEUE, "noqueue")
         assert [(one["local"], one["prefixlen"]) for one in link["addr_info"]] == [("198.18.0.2", 32)]
         assert link["linkinfo"]["info_data"]["vnet_hdr"] is True
         assert link["linkinfo"]["info_data"]["pi"] is False
@@ -84,33 +82,23 @@ class TestTun:
         def make(_: Namespace) -> int:
             fd = make_device(Shape("eth0", INSIDE, 1500, (DEFAULT,)), Reaper(1)).fd
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as burst:
-                for number in range(netlink.QUEUE):
+                for number in range(netlink.TUN_QUEUE):
                     burst.sendto(number.to_bytes(4, "big"), ("198.19.0.80", 9))
             return fd
 
         fd = within(name, make)
-        assert [int.from_bytes(os.read(fd, 2048)[-4:], "big") for _ in range(netlink.QUEUE)] == list(
-            range(netlink.QUEUE)
-        )
+        came = [int.from_bytes(os.read(fd, 2048)[-4:], "big") for _ in range(netlink.TUN_QUEUE)]
+        assert came == list(range(netlink.TUN_QUEUE))
         os.close(fd)
 
     def test_a_device_in_another_namespace(self, netns_factory: Namespaces) -> None:
         """The calling thread is where it was, and so are its devices."""
         name, shape = netns_factory("box"), Shape("eth0", INSIDE, 1400, (DEFAULT,))
-        seen: list[set[str]] = []
-
-        @contextmanager
-        def beside(fd: int) -> Iterator[None]:
-            seen.append({link["operstate"] for link in ip_json("-n", name, "link", "show", "dev", "eth0")})
-            assert tun.device_of(fd)[0] == "eth0"
-            yield
-            seen.append({one for link in ip_json("-n", name, "link", "show", "dev", "eth0") for one in link["flags"]})
-
         before = descriptors(), socket.if_nameindex()
         with open_namespace(name) as there, open_namespace(Path("/proc/thread-self/ns/net")) as here:
-            made = make_device(shape, Reaper(1), environment=there.fd, home=here.fd, beside=beside)
-        assert seen[0] == {"DOWN"}
-        assert "UP" in seen[1]
+            made = make_device(shape, Reaper(1), environment=there.fd, home=here.fd)
+        assert tun.device_of(made.fd)[0] == "eth0"
+        assert "UP" in ip_json("-n", name, "link", "show", "dev", "eth0")[0]["flags"]
         assert (descriptors(), socket.if_nameindex()) == (before[0] + 1, before[1])
         os.close(made.fd)
         assert devices(name) == {"lo"}

@@ -237,47 +237,6 @@ def test_an_environment_cannot_have_its_enis_address(engine: Engine) -> None:
         engine.add_tunnel(eni, name="t", address="198.19.0.6")
 
 
-@pytest.mark.parametrize("runs", [False, True])
-def test_a_tunnel_is_added_while_something_else_is_done(engine: Engine, eni: Eni, runs: bool) -> None:
-    if runs:
-        engine.start()
-    with engine.adding_tunnel(eni, name="t", address="198.18.0.2") as adding:
-        assert not engine.tunnels
-        with pytest.raises(InvalidValue, match="has one of that name"):
-            engine.add_tunnel(eni, name="t", address="198.18.0.3")
-        with pytest.raises(EngineError, match="used by 1 tunnel"):
-            engine.remove(eni)
-        other = engine.add_tunnel(eni, name="other", address="198.18.0.2")
-        if runs:
-            engine.stop()
-    assert engine.tunnels == (other, adding.tunnel)
-    assert (adding.tunnel.name, adding.tunnel.eni) == ("t", eni)
-
-
-@pytest.mark.parametrize("runs", [False, True])
-def test_a_tunnel_whose_addition_is_given_up_leaves_nothing(engine: Engine, eni: Eni, runs: bool) -> None:
-    if runs:
-        engine.start()
-    for _ in range(3):
-        with pytest.raises(RuntimeError, match="no"), engine.adding_tunnel(eni, name="t", address="198.18.0.2"):
-            raise RuntimeError("no")
-    assert engine.tunnels == ()
-    engine.remove(engine.add_tunnel(eni, name="t", address="198.18.0.2"))
-    engine.remove(eni)
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_an_engine_that_is_closed_while_a_tunnel_is_added(fails: bool) -> None:
-    engine = Engine(**SMALL)
-    eni = engine.add_eni("198.19.0.5", name="eni0")
-    engine.start()
-    with pytest.raises(RuntimeError if fails else EngineError, match="closed"):  # noqa: PT012, SIM117
-        with engine.adding_tunnel(eni, name="t", address="198.18.0.2"):
-            engine.close()
-            if fails:
-                raise RuntimeError("closed")
-
-
 def test_names_are_unique_within_an_eni(engine: Engine, eni: Eni) -> None:
     first = engine.add_tunnel(eni, name="t", address="198.18.0.2")
     with pytest.raises(InvalidValue, match="t"):
