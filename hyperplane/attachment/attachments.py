@@ -18,6 +18,8 @@ from os.path import basename
 from pathlib import Path
 from typing import Any, Self
 
+from msgspec import Struct
+
 from hyperplane.attachment.plan import LARGEST_MTU, LEAST_MTU, Plan, plan_of
 from hyperplane.dataplane import Engine, Eni, Tunnel, checks
 from hyperplane.errors import EngineError, InvalidValue
@@ -32,8 +34,7 @@ from hyperplane.model import SecurityGroup, Timers, UdpMapping
 from hyperplane.resources import INSIDE_ADDRESS
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
+class Timings(Struct, frozen=True):
     """Where an attach's time went, in seconds.
 
     wait: until a thread was free. device: finding and entering the namespace, opening the TUN. netlink: MTU, address,
@@ -47,8 +48,7 @@ class Timings:
     kernel: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Made:
+class _Made(Struct, frozen=True):
     """What a thread made of a plan; namespace None when it was given by a descriptor."""
 
     fd: int

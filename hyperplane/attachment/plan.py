@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from hyperplane.dataplane import Eni, checks
 from hyperplane.errors import AddressInUse, InvalidValue
@@ -20,8 +21,7 @@ LEAST_MTU, LARGEST_MTU = 576, 65535  # RFC 1122 section 3.3.3; the most a TUN ta
 MOST_ROUTES: Final = 64  # the kernel's answers to one batch must fit a socket buffer
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """A start, checked. vpc: the key of the ENI's namespace. asked: when, by time.perf_counter()."""
 
     eni: Eni

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
+from msgspec import Struct
+
 from hyperplane.model import Reason, SecurityGroup, Timers, UdpMapping, Verdict
 
 
@@ -29,8 +31,7 @@ class Eni:
         return tuple(self._groups)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Tunnel:
+class Tunnel(Struct, frozen=True, eq=False):
     """The link of one execution environment; address is the environment's own, not necessarily unique.
 
     max_flows 0 means no limit but the engine's.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
+
+from msgspec import Struct
 
 from hyperplane._native import ffi, lib
 from hyperplane.errors import DeviceError, HyperplaneError
@@ -17,8 +18,7 @@ from hyperplane.linux.namespaces import descriptors_exhausted, entry_refused
 from hyperplane.linux.reaper import Reaper
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(Struct, frozen=True):
     """How an environment's device is set up, whichever namespace it is in."""
 
     device: str
@@ -27,8 +27,7 @@ class Shape:
     routes: tuple[IPv4Network, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class MadeDevice:
+class MadeDevice(Struct, frozen=True):
     """fd: its only descriptor. Seconds that the kernel took for opening it, and for MTU, address, up and routes."""
 
     fd: int

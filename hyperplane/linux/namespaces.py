@@ -18,9 +18,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, ParamSpec, Self, TypeVar
+
+from msgspec import Struct
 
 from hyperplane.errors import DeviceError, InvalidValue, NamespaceNotFound, PermissionMissing
 
@@ -39,8 +40,7 @@ LIBC: Final = ctypes.CDLL(None, use_errno=True)  # Python has os.setns from 3.12
 Key = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Namespace:
+class Namespace(Struct, frozen=True):
     """An open network namespace. A context manager: leaving it closes the descriptor.
 
     name: for people. key: device and inode of its nsfs file, the same for two descriptors of one namespace and for no

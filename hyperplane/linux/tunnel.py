@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from hyperplane.errors import InvalidValue
 from hyperplane.linux import tun
@@ -16,8 +17,7 @@ from hyperplane.linux.reaper import Reaper
 __all__ = ["Shape", "TunnelDevice", "build_tunnel", "make_tunnel", "take_tunnel"]
 
 
-@dataclass(frozen=True, slots=True)
-class TunnelDevice:
+class TunnelDevice(Struct, frozen=True):
     """A made device; fd is its only descriptor, or with namespace None a duplicate of the platform's.
 
     opened: seconds for finding and entering the namespace and opening the TUN; configured: for MTU, address, up and
