@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from hyperplane._native import ffi, lib
 from hyperplane.errors import DeviceError, HyperplaneError
-from hyperplane.linux import netlink, tun
+from hyperplane.linux import netlink, rtnl, tun
 from hyperplane.linux.jobs import HalfWay
 from hyperplane.linux.namespaces import descriptors_exhausted, entry_refused
 from hyperplane.linux.reaper import Reaper
@@ -62,7 +62,7 @@ def make_device(shape: Shape, reaper: Reaper, *, environment: int = -1, home: in
 @lru_cache(maxsize=256)  # environments have few shapes
 def _template(shape: Shape) -> tuple[Any, tuple[Any, ...]]:
     """hp_device * without its namespace, and what it points to."""
-    batch = netlink.configuration(shape.mtu, shape.address, shape.routes)
+    batch = rtnl.configuration(shape.mtu, shape.address, shape.routes)
     messages, places = ffi.new("uint8_t[]", bytes(batch.data)), ffi.new("uint32_t[]", batch.places)
     values = {
         "name": tun.check_name(shape.device).encode(),

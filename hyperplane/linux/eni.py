@@ -19,11 +19,11 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 from hyperplane.errors import AddressInUse, HyperplaneError, InvalidValue
-from hyperplane.linux import netlink, settings, steering, tun
+from hyperplane.linux import netlink, rtnl, settings, steering, tun
 from hyperplane.linux.namespaces import Key, Namespace, NamespaceThreads, open_namespace
 from hyperplane.linux.settings import SETTINGS
 
-RTN_UNICAST: Final = netlink.RTN_UNICAST
+RTN_UNICAST: Final = rtnl.RTN_UNICAST
 FORWARDING: Final = "/proc/sys/net/ipv4/conf/{}/forwarding"
 SEGMENT_SETTINGS: Final = {FORWARDING: "1", "/proc/sys/net/ipv4/neigh/{}/proxy_delay": "0"}
 

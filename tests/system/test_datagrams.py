@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from hyperplane.linux.netlink import ENI_QUEUE
+from hyperplane.linux.rtnl import ENI_QUEUE
 
 from .support import Namespaces
 from .traffic import (

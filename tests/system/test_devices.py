@@ -25,7 +25,7 @@ from hyperplane.errors import (
     NotATunnel,
     PermissionMissing,
 )
-from hyperplane.linux import netlink, tun
+from hyperplane.linux import netlink, rtnl, tun
 from hyperplane.linux.device import Shape, make_device
 from hyperplane.linux.jobs import HalfWay
 from hyperplane.linux.namespaces import Namespace, open_namespace
@@ -56,7 +56,7 @@ class TestTun:
         assert descriptors() == before + 1
         (link,) = ip_json("-n", name, "addr", "show", "dev", "eth0")
         assert "UP" in link["flags"]
-        assert (link["mtu"], link["txqlen"], link["qdisc"]) == (1400, netlink.TUN_QUEUE, "noqueue")
+        assert (link["mtu"], link["txqlen"], link["qdisc"]) == (1400, rtnl.TUN_QUEUE, "noqueue")
         assert [(one["local"], one["prefixlen"]) for one in link["addr_info"]] == [("198.18.0.2", 32)]
         assert link["linkinfo"]["info_data"]["vnet_hdr"] is True
         assert link["linkinfo"]["info_data"]["pi"] is False
@@ -82,13 +82,13 @@ class TestTun:
         def make(_: Namespace) -> int:
             fd = make_device(Shape("eth0", INSIDE, 1500, (DEFAULT,)), Reaper(1)).fd
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as burst:
-                for number in range(netlink.TUN_QUEUE):
+                for number in range(rtnl.TUN_QUEUE):
                     burst.sendto(number.to_bytes(4, "big"), ("198.19.0.80", 9))
             return fd
 
         fd = within(name, make)
-        came = [int.from_bytes(os.read(fd, 2048)[-4:], "big") for _ in range(netlink.TUN_QUEUE)]
-        assert came == list(range(netlink.TUN_QUEUE))
+        came = [int.from_bytes(os.read(fd, 2048)[-4:], "big") for _ in range(rtnl.TUN_QUEUE)]
+        assert came == list(range(rtnl.TUN_QUEUE))
         os.close(fd)
 
     def test_a_device_in_another_namespace(self, netns_factory: Namespaces) -> None:
