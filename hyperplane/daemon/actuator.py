@@ -24,7 +24,8 @@ from hyperplane.daemon.fresh import FreshNamespaces
 from hyperplane.daemon.points import NO_POINTS, CommitPoints
 from hyperplane.errors import HyperplaneError, InvalidValue, ResourceConflict
 from hyperplane.ipc.messages import LinkSpec
-from hyperplane.ipc.remote import Link, RemoteEngine
+from hyperplane.ipc.mirror import Link
+from hyperplane.ipc.remote import RemoteEngine
 from hyperplane.linux import tun
 from hyperplane.linux.eni import EniDevice, adopt_eni, clear_leftovers, create_eni, withdraw_eni
 from hyperplane.linux.jobs import HalfWay

@@ -17,7 +17,7 @@ from hyperplane.api.service import EniMeasures, FlowQuery
 from hyperplane.control import Control
 from hyperplane.daemon.supervisor import Supervisor
 from hyperplane.errors import EngineError, HyperplaneError, ResourceNotFound
-from hyperplane.ipc.remote import Link
+from hyperplane.ipc.mirror import Link
 from hyperplane.model import Counters, Drop, Flow, Memory, Status
 from hyperplane.resources import DEFAULT_ACCOUNT, KINDS, EngineProcess, Kind
 

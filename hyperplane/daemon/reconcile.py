@@ -34,7 +34,8 @@ from hyperplane.daemon.fresh import FreshNamespaces
 from hyperplane.daemon.ledger import Ledger
 from hyperplane.daemon.pool import Pool
 from hyperplane.errors import HyperplaneError, NamespaceNotFound, ResourceConflict
-from hyperplane.ipc.remote import Link, RemoteEngine
+from hyperplane.ipc.mirror import Link
+from hyperplane.ipc.remote import RemoteEngine
 from hyperplane.linux.namespaces import Namespace, open_namespace
 from hyperplane.linux.reaper import Reaper
 from hyperplane.linux.settings import SETTINGS

@@ -26,7 +26,8 @@ from hyperplane.engine import SOCKET, EngineOptions, engine_config
 from hyperplane.errors import EngineError, HyperplaneError
 from hyperplane.ipc.conversation import Conversation
 from hyperplane.ipc.messages import Shutdown
-from hyperplane.ipc.remote import Link, NoMemory, RemoteEngine
+from hyperplane.ipc.mirror import Link, NoMemory
+from hyperplane.ipc.remote import RemoteEngine
 from hyperplane.ipc.transport import ConnectionLost, Unresponsive
 from hyperplane.linux.reaper import Reaper
 from hyperplane.resources import Problem
@@ -67,8 +68,8 @@ class Supervisor:
     ) -> None:
         self.remote = RemoteEngine(run_dir / SOCKET)
         self.remote.patience = PATIENCE
-        self.remote.on_memory = self._map
-        self.remote.on_link = self._note
+        self.remote.mirror.on_memory = self._map
+        self.remote.mirror.on_link = self._note
         self.remote.on_lost = self._lost
         self.restarts = 0
         self._options = EngineOptions(

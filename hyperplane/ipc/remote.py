@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -30,13 +29,11 @@ from hyperplane.ipc.messages import (
     Drain,
     Inherit,
     LinkResult,
-    Links,
     LinkSpec,
-    LinksReply,
-    LinkState,
     Shutdown,
     Start,
 )
+from hyperplane.ipc.mirror import Link, Mirror
 from hyperplane.ipc.state import Item, bare, number_of, send_state
 from hyperplane.ipc.transport import ConnectionLost
 from hyperplane.resources import Problem
@@ -44,21 +41,6 @@ from hyperplane.resources import Problem
 T = TypeVar("T")
 
 TRIES: Final = 3  # engines that a call may outlive
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A link of the engine. fd belongs to the mirror, until remove() or sync() gives it away; so does more: the
-    descriptors of an ENI's further queues and its steering, which the mirror closes."""
-
-    spec: LinkSpec
-    number: int
-    fd: int
-    more: tuple[int, ...] = ()
-
-    @property
-    def fds(self) -> tuple[int, ...]:
-        return (self.fd, *self.more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,40 +52,30 @@ class Synced:
     removed: tuple[Link, ...]
 
 
-class NoMemory(EngineError):
-    """The engine is a successor that has not inherited."""
-
-
 class RemoteEngine:
     """`RemoteEngine.connect(path)` adopts the engine that listens, with its links and memory.
 
-    Every method raises EngineError when the engine does not answer, and what the engine raised. config and regions (its
-    memory by name; the descriptors are this object's) are the engine's. The callbacks run in the thread that met the
-    event, with the lock held, and must not call back: on_memory() when config and regions are new, on_link(number,
-    name) for each link that has come, on_removal(link) for each that remove() has ended, when its counters can still be
-    read, on_lost() when the connection broke.
+    Every method raises EngineError when the engine does not answer, and what the engine raised. The callbacks, and
+    those of the mirror, run in the thread that met the event, with the lock held, and must not call back:
+    on_removal(link) for each link that remove() has ended, when its counters can still be read, on_lost() when the
+    connection broke.
     """
 
     def __init__(self, path: Path) -> None:
         """Not connected: adopt() does that."""
         self.path = path
         self.patience = 0.0
-        self.on_memory: Callable[[], None] = lambda: None
-        self.on_link: Callable[[int, str], None] = lambda number, name: None
+        self.mirror = Mirror()
         self.on_removal: Callable[[Link], None] = lambda link: None
         self.on_lost: Callable[[], None] = lambda: None
         self.pid = 0
         self.pidfd = -1  # of the process, when there is or was one
         self.product = ""  # its version
-        self.config: Config = {}
-        self.regions: dict[str, int] = {}
         self._changed = threading.Condition(threading.RLock())
         self._conversation: Conversation | None = None
         self._closed = False
         self._generation = 0
         self._request = 0
-        self._links: dict[str, Link] = {}
-        self._draining: dict[str, bool] = {}  # tunnels that drain, and whether by resets
 
     @classmethod
     def connect(cls, path: Path) -> Self:
@@ -115,6 +87,16 @@ class RemoteEngine:
             made.close()
             raise
         return made
+
+    @property
+    def config(self) -> Config:
+        """The engine's."""
+        return self.mirror.config
+
+    @property
+    def regions(self) -> dict[str, int]:
+        """The engine's memory, by name; the descriptors are the mirror's."""
+        return self.mirror.regions
 
     @property
     def generation(self) -> int:
@@ -142,7 +124,8 @@ class RemoteEngine:
             conversation = Conversation(self.path)
             try:
                 if not self.regions:
-                    self._learn(conversation)
+                    self.mirror.learn(conversation)
+                    self._generation = conversation.welcome.generation
                 elif conversation.pid != self.pid:
                     raise ConnectionLost(f"engine {self.pid} is gone, {conversation.pid} listens on {self.path}")
                 self._connected(conversation)
@@ -164,9 +147,7 @@ class RemoteEngine:
         with self._changed:
             self._closed = True
             self._disconnect()
-            transport.close_all([*self.regions.values(), *(fd for link in self._links.values() for fd in link.fds)])
-            self.regions = {}
-            self._links.clear()
+            self.mirror.close()
             self._forget_process()
             self._changed.notify_all()
 
@@ -191,15 +172,15 @@ class RemoteEngine:
     def links(self) -> list[Link]:
         """As the engine has them, ENIs before their tunnels."""
         with self._changed:
-            return list(self._links.values())
+            return list(self.mirror.links.values())
 
     def link(self, key: str) -> Link | None:
         with self._changed:
-            return self._links.get(key)
+            return self.mirror.links.get(key)
 
     def knows(self, key: str) -> bool:
         """Whether there is a link of that id, without waiting for a call that is under way."""
-        return key in self._links
+        return key in self.mirror.links
 
     def add(self, spec: LinkSpec, fd: int, more: Sequence[int] = ()) -> int:
         """Makes a link and returns its number; fd and more are the mirror's from then on. When this raises they are the
@@ -209,22 +190,22 @@ class RemoteEngine:
         """
         wanted = bare(spec)
         with self._changed:
-            if spec.id in self._links:
+            if spec.id in self.mirror.links:
                 raise InvalidValue(f"there is a link {spec.id}", resource=spec.id, remedy="give each its own id")
             # Of a call that failed without an answer the engine may have a link of that id: it goes first.
             number = number_of(self._apply((replace(wanted, has_fd=True),), (fd, *more), remove=(spec.id,)))
-            self._keep(wanted, number, fd, tuple(more))
+            self.mirror.keep(wanted, number, fd, tuple(more))
         return number
 
     def update(self, spec: LinkSpec) -> None:
         """Replaces an ENI's rules; nothing else can change. Raises InvalidValue, ResourceConflict."""
         wanted = bare(spec)
         with self._changed:
-            known = self._links.get(spec.id)
+            known = self.mirror.links.get(spec.id)
             if known is None:
                 raise InvalidValue(f"no link {spec.id}", resource=spec.id, remedy="add it first")
             number_of(self._apply((wanted,)))
-            self._links[spec.id] = Link(wanted, known.number, known.fd, known.more)
+            self.mirror.links[spec.id] = Link(wanted, known.number, known.fd, known.more)
 
     def remove(self, key: str) -> int:
         """Removes a link with its flows; returns its descriptor, which the caller closes, as the last to do so.
@@ -233,15 +214,15 @@ class RemoteEngine:
         """
         with self._changed:
             number_of(self._apply(remove=(key,)))
-            if link := self._links.get(key):
+            if link := self.mirror.links.get(key):
                 self.on_removal(link)
-            return self._forget(key)
+            return self.mirror.forget(key)
 
     def drain(self, key: str, reset: bool) -> None:
         """See Engine.drain()."""
         with self._changed:
             self._ask(lambda conversation: conversation.do(Drain(id=key, reset=reset)))
-            self._draining[key] = reset
+            self.mirror.draining[key] = reset
 
     def sync(self, specs: Iterable[LinkSpec], fds: Mapping[str, int] = {}) -> Synced:
         """Sends the full state: what is missing is made, with its descriptor in fds (by id); what is not named removed.
@@ -252,7 +233,7 @@ class RemoteEngine:
         with self._changed:
             items = [
                 (replace(spec, has_fd=True), (fds[spec.id],))
-                if spec.id in fds and spec.id not in self._links
+                if spec.id in fds and spec.id not in self.mirror.links
                 else (spec, ())
                 for spec in wanted
             ]
@@ -260,12 +241,12 @@ class RemoteEngine:
             errors = {key: messages.exception(result.error) for key, result in results.items() if result.error}
             for spec, (_, given) in zip(wanted, items, strict=True):
                 if spec.id not in errors:
-                    known = self._links.get(spec.id)
+                    known = self.mirror.links.get(spec.id)
                     fd, *more = known.fds if known else given or (-1,)
-                    self._keep(spec, results[spec.id].number, fd, tuple(more))
-            gone = tuple(link for key, link in self._links.items() if key not in results)
+                    self.mirror.keep(spec, results[spec.id].number, fd, tuple(more))
+            gone = tuple(link for key, link in self.mirror.links.items() if key not in results)
             for link in gone:
-                self._forget(link.spec.id)
+                self.mirror.forget(link.spec.id)
         return Synced(errors, gone)
 
     # Asking
@@ -337,73 +318,22 @@ class RemoteEngine:
             raise EngineError(f"engine {conversation.pid} on {self.path} is not the successor that was started")
         if inherit:
             conversation.do(Inherit(config=self.config, regions=tuple(self.regions)), list(self.regions.values()))
-        items = [
-            (replace(link.spec, number=link.number if inherit else None, has_fd=True), link.fds)
-            for link in self._links.values()
-        ]
         self._generation += 1
-        results = send_state(items, partial(self._apply_over, conversation))
-        for key, reset in self._draining.items():
+        results = send_state(self.mirror.items(numbered=inherit), partial(self._apply_over, conversation))
+        for key, reset in self.mirror.draining.items():
             if results[key].error is None:
                 conversation.do(Drain(id=key, reset=reset))
         conversation.do(Start())
         # It goes on from here: nothing fails any more.
         self._disconnect()
-        lost = [(self._links[key], result.error) for key, result in results.items() if result.error]
-        for link, _ in lost:
-            self._forget(link.spec.id)
+        refused = self.mirror.forget_refused(results)
         if not inherit:
-            self._take_memory(conversation)
-            links, self._links = self._links, {}
-            for key, link in links.items():
-                self._keep(link.spec, results[key].number, link.fd, link.more)
+            self.mirror.take_memory(conversation)
+            self.mirror.renumber(results)
         self._connected(conversation)
-        return lost
+        return refused
 
-    # The mirror
-
-    def _learn(self, conversation: Conversation) -> None:
-        if not conversation.welcome.regions:
-            raise NoMemory(f"engine {conversation.pid} waits for the memory of a dead one", remedy="end it")
-        found: list[tuple[LinkState, tuple[int, ...]]] = []
-        try:
-            more = conversation.welcome.links > 0
-            while more:
-                reply, fds = conversation.ask(Links(offset=len(found)), LinksReply)
-                if len(fds) != sum(state.spec.descriptors for state in reply.links):
-                    transport.close_all(fds)
-                    raise EngineError(f"{len(fds)} descriptors came for {len(reply.links)} links")
-                came = iter(fds)
-                found += [(state, tuple(islice(came, state.spec.descriptors))) for state in reply.links]
-                more = reply.more and bool(fds)
-            self._take_memory(conversation)
-        except BaseException:
-            transport.close_all(fd for _, fds in found for fd in fds)
-            raise
-        self._generation = conversation.welcome.generation
-        for state, own in found:
-            self._keep(state.spec, state.number, own[0], own[1:])
-
-    def _take_memory(self, conversation: Conversation) -> None:
-        transport.close_all(self.regions.values())
-        self.config = conversation.welcome.config
-        self.regions = dict(zip(conversation.welcome.regions, conversation.regions, strict=True))
-        conversation.regions = []
-        self.on_memory()
-
-    def _keep(self, spec: LinkSpec, number: int, fd: int, more: tuple[int, ...]) -> None:
-        known = self._links.get(spec.id)
-        self._links[spec.id] = Link(spec, number, fd, more)
-        if known is None or known.number != number:
-            self.on_link(number, spec.name)
-
-    def _forget(self, key: str) -> int:
-        self._draining.pop(key, None)
-        link = self._links.pop(key, None)
-        if link is None:
-            return -1
-        transport.close_all(link.more)
-        return link.fd
+    # The connection
 
     def _connected(self, conversation: Conversation) -> None:
         if conversation.pid != self.pid:

@@ -394,7 +394,7 @@ async def test_a_link_that_cannot_go_on_is_reported(run_dir: Path, lab: Lab) -> 
         kept, doomed = (lab.environment(one.remote) for _ in range(2))
         link = one.remote.link(doomed)
         assert link
-        one.remote._links[doomed] = replace_number(link, 999)  # as if the memory did not know it
+        one.remote.mirror.links[doomed] = replace_number(link, 999)  # as if the memory did not know it
         os.kill(one.remote.pid, signal.SIGKILL)
         await eventually(lambda: restarted, what="a successor")
         ((key, problem),) = restarted[0]

@@ -50,7 +50,8 @@ from hyperplane.ipc.messages import (
     Start,
     Welcome,
 )
-from hyperplane.ipc.remote import NoMemory, RemoteEngine
+from hyperplane.ipc.mirror import NoMemory
+from hyperplane.ipc.remote import RemoteEngine
 from hyperplane.ipc.table import LinkTable
 from hyperplane.ipc.transport import Channel, ConnectionLost, Unresponsive
 from hyperplane.linux.privileges import drop_privileges
