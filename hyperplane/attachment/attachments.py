@@ -38,7 +38,7 @@ class Timings(Struct, frozen=True):
     """Where an attach's time went, in seconds.
 
     wait: until a thread was free. device: finding and entering the namespace, opening the TUN. netlink: MTU, address,
-    up and routes. engine: until the engine listened. kernel: of device and netlink, those inside system calls.
+    up and routes. engine: until the engine had taken it. kernel: of device and netlink, those inside system calls.
     """
 
     wait: float
