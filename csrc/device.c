@@ -76,7 +76,11 @@ static int register_device(hp_device *device) {
   /* An older kernel knows fewer. Without any of them everything works, only slower. */
   for (int i = 0; i < HP_DEVICE_OFFLOADS && ioctl(device->fd, TUNSETOFFLOAD, device->offloads[i]); i++)
     ;
-  return 0; /* its virtio_net_hdr has HP_VNET_HEADER bytes, unless somebody asks for more */
+  /* Its virtio_net_hdr has HP_VNET_HEADER bytes in the processor's byte order, unless somebody asks for others. */
+  int little_endian = 1;
+  if (__BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__ && ioctl(device->fd, TUNSETVNETLE, &little_endian))
+    return failed(device, HP_DEVICE_OPEN);
+  return 0;
 }
 
 /* The batch about this device. */

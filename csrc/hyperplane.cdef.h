@@ -125,6 +125,7 @@ typedef struct hp_tunnel_config {
   uint32_t address; /* the environment's own (inside) address */
   uint32_t mtu;
   uint32_t max_flows; /* 0: no limit but the engine's */
+  uint32_t trusted;   /* the descriptor is hp_device_make()'s, and nobody else has had it: it need not be checked */
 } hp_tunnel_config;
 
 /* One egress rule; a packet passes when any rule of its ENI matches. */

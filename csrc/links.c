@@ -270,7 +270,9 @@ static int add_tunnel(hp_engine *engine, void *arguments, hp_error *error) {
 }
 
 int hp_tunnel_check(const hp_tunnel_config *config, int fd, hp_error *error) {
-  return check_mtu(config->mtu, error) || (fd >= 0 && hp_link_tun_check(fd, error)) ? -1 : 0;
+  if (check_mtu(config->mtu, error))
+    return -1;
+  return fd >= 0 && !config->trusted ? hp_link_tun_check(fd, error) : 0;
 }
 
 int hp_tunnel_add(hp_engine *engine, const hp_tunnel_config *config, int fd, hp_error *error) {

@@ -313,6 +313,7 @@ class Attachments:
                 fd=made.fd,
                 mtu=plan.shape.mtu,
                 max_flows=plan.max_flows,
+                trusted=made.namespace is not None,
             )
         except BaseException as error:
             raise HalfWay(error, self._reaper.close(made.fd)) from None

@@ -53,43 +53,52 @@ def plan_of(
     targets = [one for one in (namespace, pid, fd) if one is not None]
     if len(targets) != 1:
         raise InvalidValue("attach() needs exactly one of namespace, pid and fd", resource="environment")
+    shape = _shape(device, address, mtu, _tuple(routes))
+    if shape.address in eni.addresses:
+        remedy = "give the environment another inside address"
+        raise AddressInUse(f"inside address {shape.address} is an address of ENI {eni.name}", remedy=remedy)
     return Plan(
         eni=eni,
         vpc=vpc,
         target=targets[0] if pid is None else checks.integer("pid", pid, 1, 1 << 22),
         by_descriptor=fd is not None,
         name=None if name is None else checks.name("tunnel name", name),
-        shape=Shape(
-            device=tun.check_name(device),
-            address=_inside(address, eni),
-            mtu=checks.integer("MTU of the tunnel", mtu, LEAST_MTU, LARGEST_MTU),
-            routes=_networks(routes),
-        ),
+        shape=shape,
         max_flows=max_flows,
         asked=asked,
     )
 
 
-def _inside(address: str | IPv4Address, eni: Eni) -> IPv4Address:
-    inside = checks.unicast("inside address", address)
-    if inside in eni.addresses:
-        remedy = "give the environment another inside address"
-        raise AddressInUse(f"inside address {inside} is an address of ENI {eni.name}", remedy=remedy)
-    return inside
+def _shape(device: str, address: str | IPv4Address, mtu: int, routes: tuple[str | IPv4Network, ...]) -> Shape:
+    try:
+        return _known_shape(device, address, mtu, routes)
+    except TypeError:  # what has no hash is no value either: this says which
+        return _checked_shape(device, address, mtu, routes)
 
 
-def _networks(routes: Iterable[str | IPv4Network]) -> tuple[IPv4Network, ...]:
+def _checked_shape(device: str, address: str | IPv4Address, mtu: int, routes: tuple[str | IPv4Network, ...]) -> Shape:
+    return Shape(
+        device=tun.check_name(device),
+        address=checks.unicast("inside address", address),
+        mtu=checks.integer("MTU of the tunnel", mtu, LEAST_MTU, LARGEST_MTU),
+        routes=tuple(_network(route) for route in routes),
+    )
+
+
+_known_shape = lru_cache(maxsize=256, typed=True)(_checked_shape)  # environments have few
+
+
+def _tuple(routes: Iterable[str | IPv4Network]) -> tuple[str | IPv4Network, ...]:
     if isinstance(routes, str):
         raise InvalidValue(f"routes are {routes!r}", resource="routes", remedy="give a list of networks")
     given = tuple(routes)
     if len(given) > MOST_ROUTES:
         raise InvalidValue(f"{len(given)} routes", resource="routes", limit=f"{MOST_ROUTES} routes of one device")
+    return given
+
+
+def _network(route: str | IPv4Network) -> IPv4Network:
     try:
-        return tuple(_network(route) for route in given)
+        return IPv4Network(route)
     except (ValueError, TypeError) as error:
         raise InvalidValue(f"route: {error}", resource="route", remedy="give networks such as 198.19.0.0/16") from None
-
-
-@lru_cache(maxsize=256)  # mostly the default route
-def _network(route: str | IPv4Network) -> IPv4Network:
-    return IPv4Network(route)

@@ -179,7 +179,7 @@ def eni_config(
 
 
 def tunnel_config(
-    name: str, address: str | IPv4Address, fd: int, mtu: int, max_flows: int
+    name: str, address: str | IPv4Address, fd: int, mtu: int, max_flows: int, trusted: bool = False
 ) -> tuple[str, Any, IPv4Address]:
     """What it is called in errors, hp_tunnel_config * without the ENI, and its address; everything checked."""
     checks.name("tunnel name", name)
@@ -189,5 +189,6 @@ def tunnel_config(
     config.address = int(checked)
     config.mtu = checks.integer(f"MTU of {what}", mtu, LEAST_MTU, LARGEST_MTU)
     config.max_flows = checks.integer(f"max_flows of {what}", max_flows, 0, lib.HP_MAX_FLOWS)
-    checks.integer(f"descriptor of {what}", fd, -1, 0x7FFFFFFF)
+    config.trusted = trusted
+    checks.integer(f"descriptor of {what}", fd, -1, DESCRIPTORS)
     return what, config, checked

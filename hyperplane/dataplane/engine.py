@@ -167,15 +167,24 @@ class Engine(Linked):
         return eni
 
     def add_tunnel(
-        self, eni: Eni, *, name: str, address: str | IPv4Address, fd: int = -1, mtu: int = 1500, max_flows: int = 0
+        self,
+        eni: Eni,
+        *,
+        name: str,
+        address: str | IPv4Address,
+        fd: int = -1,
+        mtu: int = 1500,
+        max_flows: int = 0,
+        trusted: bool = False,
     ) -> Tunnel:
         """Adds an execution environment's link; its packets must come from address, which need not be unique.
 
         name must be unique among the tunnels of the ENI. max_flows: its own limit of flows, 0 for none. fd: as in
-        add_eni(); a worker hears of it with its first packet, and is not disturbed before. Raises InvalidValue,
-        AddressInUse (the ENI's own address), NotATunnel, DeviceError, EngineError.
+        add_eni(); a worker hears of it with its first packet, and is not disturbed before. trusted: it is what
+        hyperplane.linux.device made, and nobody else has had it: it is not checked. Raises InvalidValue, AddressInUse
+        (the ENI's own address), NotATunnel, DeviceError, EngineError.
         """
-        what, config, checked = tunnel_config(name, address, fd, mtu, max_flows)
+        what, config, checked = tunnel_config(name, address, fd, mtu, max_flows, trusted)
         with self._open() as engine:
             config.eni = self._free_for(eni, name, checked)
             number = lib.hp_tunnel_add(engine, config, fd, self._error)

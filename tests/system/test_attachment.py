@@ -101,6 +101,16 @@ class TestWays:
         assert attachments.attachments() == ()
         await attachments.detach(made[0])
 
+    async def test_a_device_of_our_own_is_believed(
+        self, attachments: Attachments, eni: Eni, netns_factory: Namespaces
+    ) -> None:
+        """A descriptor that is handed in is tried with a packet that no TUN takes, which its device counts."""
+        box = netns_factory("box")
+        attachment = await attachments.attach(eni, namespace=box)
+        (link,) = ip_json("-s", "-n", box, "link", "show", "dev", "eth0")
+        assert link["stats64"]["rx"]["dropped"] == 0
+        await attachments.detach(attachment)
+
     async def test_a_descriptor_that_the_platform_configured(
         self, attachments: Attachments, eni: Eni, vpc: str, netns_factory: Namespaces, within: Within
     ) -> None:
