@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from bench.lab import NETNS, PATIENCE, Lab, answer, shell
+from hyperplane.linux import rtnl
 
 INSIDE: Final = "198.18.0.2"
 BYSTANDER: Final = "198.18.1.2"
@@ -19,7 +20,6 @@ ENI_ADDRESS: Final = "198.19.0.10"
 SERVER: Final = "198.19.0.2"
 LATENCY_PORT: Final = 7001
 SERVERS_LIVE: Final = 3000  # seconds after which a server that was forgotten ends
-QUEUES: Final = {True: 1000, False: 500}  # packets in front of a TUN, the server's or a client's: as ours have them
 
 KERNEL: Final = "kernel nft over veth"
 BARE: Final = "bare multishot forwarder"
@@ -101,7 +101,8 @@ def bare_forwarder(lab: Lab) -> Iterator[Rival]:
         device = f"bare{number}"
         if namespace != server:
             shell("ip", "-n", namespace, "address", "add", f"{source}/32", "dev", device)
-        shell("ip", "-n", namespace, "link", "set", device, "up", "txqueuelen", str(QUEUES[namespace == server]))
+        queue = rtnl.ENI_QUEUE if namespace == server else rtnl.TUN_QUEUE  # as ours have them
+        shell("ip", "-n", namespace, "link", "set", device, "up", "txqueuelen", str(queue))
         shell("ip", "-n", namespace, "route", "add", f"{destination}/32", "dev", device, "src", source)
     rival = Rival(BARE, client, server, bystander, process)
     rival.serve(lab)

@@ -143,7 +143,6 @@ int hp_device_make(hp_device *device) {
   int kernel = -1, result = 0;
   device->fd = -1;
   device->refusals_length = 0;
-  device->configuring_ns = 0;
   if (open_inside(device, &kernel) || register_device(device)) {
     result = -1;
     if (device->fd >= 0)

@@ -1,7 +1,7 @@
 /* io_poll.c: the I/O engine on epoll, for kernels and sandboxes without io_uring.
  *
  * Theory of operation. One epoll set per buffer group, level-triggered, and one poll() over the sets and
- * the wake descriptor to wait on. A group without a free buffer is left out of that poll(): there is
+ * the descriptors that wake it to wait on. A group without a free buffer is left out of that poll(): there is
  * nothing to spin on, and the other group goes on. A packet is read into a buffer of its link's group
  * with one system call and written with another, when it is sent.
  *

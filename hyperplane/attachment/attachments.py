@@ -12,77 +12,24 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from os.path import basename
 from pathlib import Path
 from typing import Any, Self
 
-from msgspec import Struct
-
+from hyperplane.attachment.attachment import Attachment, Made, OpenEni, Timings
 from hyperplane.attachment.plan import LARGEST_MTU, LEAST_MTU, Plan, plan_of
-from hyperplane.dataplane import Engine, Eni, Tunnel, checks
+from hyperplane.dataplane import Engine, Eni, checks
 from hyperplane.errors import EngineError, InvalidValue
 from hyperplane.linux import tun
-from hyperplane.linux.eni import EniDevice, create_eni, withdraw_eni
+from hyperplane.linux.eni import create_eni, withdraw_eni
 from hyperplane.linux.jobs import HalfWay, Jobs
-from hyperplane.linux.namespaces import Namespace, NamespaceThreads, open_namespace, raise_descriptor_limit
+from hyperplane.linux.namespaces import NamespaceThreads, open_namespace, raise_descriptor_limit
 from hyperplane.linux.reaper import THREADS_AT_THE_END, Reaper, close_all
 from hyperplane.linux.tunnel import make_tunnel, take_tunnel
 from hyperplane.linux.watch import NamespaceWatch, Token
 from hyperplane.model import SecurityGroup, Timers, UdpMapping
 from hyperplane.resources import INSIDE_ADDRESS
-
-
-class Timings(Struct, frozen=True):
-    """Where an attach's time went, in seconds.
-
-    wait: until a thread was free. device: finding and entering the namespace, opening the TUN. netlink: MTU, address,
-    up and routes. engine: until the engine had taken it. kernel: of device and netlink, those inside system calls.
-    """
-
-    wait: float
-    device: float
-    netlink: float
-    engine: float
-    kernel: float
-
-
-class _Made(Struct, frozen=True):
-    """What a thread made of a plan; namespace None when it was given by a descriptor."""
-
-    fd: int
-    device: str
-    namespace: Namespace | None
-    tunnel: Tunnel
-    timings: Timings
-
-
-@dataclass(eq=False, slots=True)
-class Attachment:
-    """One environment's tunnel on an ENI.
-
-    seconds: what attach() took as its caller saw it. ended: done when the tunnel has left the engine, with the reason
-    in words: "detached", "closed", "namespace box1 was deleted", "process 4711 ended", or what became of the VPC.
-    """
-
-    tunnel: Tunnel
-    namespace: str  # "" when given by a descriptor
-    device: str
-    seconds: float
-    timings: Timings
-    ended: asyncio.Future[str]
-    _made: _Made
-    _end: asyncio.Task[None] | None = None
-
-
-@dataclass(eq=False, slots=True)
-class _OpenEni:
-    eni: Eni
-    device: EniDevice
-    ended: asyncio.Future[str]
-    attachments: set[Attachment] = field(default_factory=set)
-    end: asyncio.Task[None] | None = None
 
 
 class Attachments:
@@ -105,7 +52,7 @@ class Attachments:
         self._engine: Engine | None = None
         self._thread_count = checks.integer("threads", threads, 1, 64)
         self._in_loop = checks.instance("in_loop", in_loop, bool)
-        self._enis: dict[Eni, _OpenEni] = {}
+        self._enis: dict[Eni, OpenEni] = {}
         self._closing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -172,7 +119,7 @@ class Attachments:
         groups = checks.groups(f"security groups of {what}", security_groups)
         self._check_open()
 
-        def make() -> _OpenEni:
+        def make() -> OpenEni:
             with open_namespace(vpc) as namespace, self._threads.inside(namespace.fd):
                 workers = self.engine.config.workers
                 made = create_eni(namespace, device=device, addresses=checked, mtu=mtu, queues=workers)
@@ -193,7 +140,7 @@ class Attachments:
                 withdraw_eni(made, self._threads)
                 close_all(made.more)
                 raise HalfWay(error, self._reaper.close(made.fd)) from None
-            return _OpenEni(eni, made, self._loop.create_future())
+            return OpenEni(eni, made, self._loop.create_future())
 
         with self._jobs.operation():
             opened = await self._jobs.run(make, undo=self._unmake_eni)
@@ -298,7 +245,7 @@ class Attachments:
 
     # In threads: making and unmaking
 
-    def _make(self, plan: Plan) -> _Made:
+    def _make(self, plan: Plan) -> Made:
         begun = time.perf_counter()
         if plan.by_descriptor and isinstance(plan.target, int):
             made = take_tunnel(plan.target)
@@ -318,15 +265,15 @@ class Attachments:
         except BaseException as error:
             raise HalfWay(error, self._reaper.close(made.fd)) from None
         timings = Timings(begun - plan.asked, made.opened, made.configured, time.perf_counter() - told, made.kernel)
-        return _Made(made.fd, made.device, made.namespace, tunnel, timings)
+        return Made(made.fd, made.device, made.namespace, tunnel, timings)
 
-    def _unmake(self, made: _Made) -> Future[None]:
+    def _unmake(self, made: Made) -> Future[None]:
         # Refused when the caller closed the engine or removed the tunnel: then it has let go of the descriptor too.
         with suppress(EngineError, InvalidValue):
             self.engine.remove(made.tunnel)
         return self._reaper.close(made.fd)
 
-    def _unmake_eni(self, opened: _OpenEni) -> Future[None]:
+    def _unmake_eni(self, opened: OpenEni) -> Future[None]:
         with suppress(EngineError, InvalidValue):  # as above
             self.engine.remove(opened.eni)
         withdraw_eni(opened.device, self._threads)
@@ -362,12 +309,12 @@ class Attachments:
             attachment.ended.set_result(reason)
         await asyncio.wrap_future(closing)
 
-    def _begin_eni_end(self, opened: _OpenEni, reason: str) -> asyncio.Task[None]:
+    def _begin_eni_end(self, opened: OpenEni, reason: str) -> asyncio.Task[None]:
         if opened.end is None:
             opened.end = self._loop.create_task(self._end_eni(opened, reason))
         return opened.end
 
-    async def _end_eni(self, opened: _OpenEni, reason: str) -> None:
+    async def _end_eni(self, opened: OpenEni, reason: str) -> None:
         self._watch.remove(opened.eni)
         await self._jobs.settled()
         await asyncio.gather(*(self._begin_end(one, reason) for one in tuple(opened.attachments)))
@@ -399,7 +346,7 @@ class Attachments:
         if self._engine is None or self._closing is not None:
             raise EngineError("attachments are not open", remedy="use `async with Attachments() as attachments`")
 
-    def _opened(self, eni: Eni) -> _OpenEni:
+    def _opened(self, eni: Eni) -> OpenEni:
         self._check_open()
         opened = self._enis.get(eni)
         if opened is None or opened.end is not None:

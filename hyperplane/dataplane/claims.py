@@ -189,6 +189,6 @@ def tunnel_config(
     config.address = int(checked)
     config.mtu = checks.integer(f"MTU of {what}", mtu, LEAST_MTU, LARGEST_MTU)
     config.max_flows = checks.integer(f"max_flows of {what}", max_flows, 0, lib.HP_MAX_FLOWS)
-    config.trusted = trusted
+    config.trusted = checks.instance(f"trusted of {what}", trusted, bool)
     checks.integer(f"descriptor of {what}", fd, -1, DESCRIPTORS)
     return what, config, checked
