@@ -13,7 +13,9 @@ import structlog
 from hyperplane import api
 from hyperplane.control import Control
 from hyperplane.daemon.actuator import Actuator
+from hyperplane.daemon.caretaker import Caretaker
 from hyperplane.daemon.descriptors import Descriptors
+from hyperplane.daemon.eni_actuator import EniActuator
 from hyperplane.daemon.executor import Executor
 from hyperplane.daemon.fresh import FreshNamespaces
 from hyperplane.daemon.ledger import Ledger
@@ -24,16 +26,19 @@ from hyperplane.daemon.pool import Pool
 from hyperplane.daemon.reconcile import Reconciler, boot_id
 from hyperplane.daemon.service import Service
 from hyperplane.daemon.supervisor import Supervisor
+from hyperplane.daemon.watches import Watches
 from hyperplane.errors import HyperplaneError
 from hyperplane.ipc.remote import RemoteEngine
 from hyperplane.linux.namespaces import NamespaceThreads, raise_descriptor_limit
 from hyperplane.linux.reaper import Reaper
 from hyperplane.linux.settings import SETTINGS
+from hyperplane.linux.upkeep import Upkeep
 from hyperplane.linux.watch import NamespaceWatch
 from hyperplane.resources import Problem
 from hyperplane.store import SqliteStore
 
 BOOT: Final = "boot_id"
+ENI_THREADS: Final = 8  # that look after ENIs: most of their time they wait for answers on a segment
 PATIENCE: Final = 5.0  # seconds for starts that are under way when the daemon ends
 
 log = structlog.get_logger()
@@ -100,22 +105,29 @@ class Daemon:
         for notice in about_engine:
             log.warning(notice)
 
+        eni_threads = NamespaceThreads(ENI_THREADS)
+        stack.push_async_callback(asyncio.to_thread, eni_threads.close)
         fresh = FreshNamespaces(places.mark, threads, reaper)
-        actuator = Actuator(supervisor.remote, threads, reaper, fresh, self._point)
+        enis = EniActuator(supervisor.remote, eni_threads, reaper, self._point)
+        actuator = Actuator(supervisor.remote, threads, reaper, fresh, enis, self._point)
         control = Control(SystemRandom())
         control.load(store.load())
         self._pool = pool = Pool(
             options.pool, control, actuator, threads, supervisor.remote.knows, lambda: executor.busy
         )
-        executor = Executor(actuator, threads, pool, lambda: supervisor.reader, self._point)
-        executor.watch = pool.watch = NamespaceWatch(asyncio.get_running_loop(), executor.gone)
+        executor = Executor(actuator, enis, threads, eni_threads, pool, lambda: supervisor.reader, self._point)
+        caretaker = Caretaker(control, executor, actuator, enis, supervisor.remote, reaper, pool)
+        loop = asyncio.get_running_loop()
+        caretaker.upkeep = upkeep = Upkeep(loop, eni_threads, caretaker)
+        executor.watch = pool.watch = Watches(NamespaceWatch(loop, executor.gone), upkeep)
         stack.callback(executor.watch.close)
         stack.push_async_callback(pool.close)
         executor.ledger = ledger = Ledger(control, store, executor.carry, executor.kept)
         stack.callback(ledger.flush)
         stack.push_async_callback(executor.close, PATIENCE)
+        stack.push_async_callback(upkeep.close)
 
-        reconciler = Reconciler(ledger, executor, actuator, supervisor.remote, reaper, fresh, pool)
+        reconciler = Reconciler(ledger, executor, actuator, enis, caretaker, supervisor.remote, fresh, pool)
         now, before = boot_id(), store.meta.get(BOOT, "")
         await reconciler.at_start(rebooted=before not in ("", now), store_lost=adopted and store.begun)
         if before != now:
@@ -128,6 +140,7 @@ class Daemon:
             ledger=ledger,
             executor=executor,
             reconciler=reconciler,
+            upkeep=upkeep,
             supervisor=supervisor,
             descriptors=descriptors,
             pool=pool,

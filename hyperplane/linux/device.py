@@ -19,10 +19,10 @@ from hyperplane.linux.reaper import Reaper
 
 
 class Shape(Struct, frozen=True):
-    """How an environment's device is set up, whichever namespace it is in."""
+    """How a device is set up, whichever namespace it is in. address: None for an ENI's, which is only routed to it."""
 
     device: str
-    address: IPv4Address
+    address: IPv4Address | None
     mtu: int
     routes: tuple[IPv4Network, ...]
 

@@ -62,11 +62,11 @@ def _link(attributes: list[tuple[str, Any]], **fields: int) -> bytes:
     return encode(ifinfmsg(), RTM_NEWLINK, NLM_F_ACK, attributes, index=INDEX_MARK, **fields)
 
 
-def _route(attributes: list[tuple[str, Any]]) -> bytes:
+def _route(attributes: list[tuple[str, Any]], flags: int = NLM_F_EXCL) -> bytes:
     return encode(
         rtmsg(),
         RTM_NEWROUTE,
-        NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL,
+        NLM_F_ACK | NLM_F_CREATE | flags,
         [("RTA_DST", ADDRESS_MARK), ("RTA_OIF", INDEX_MARK), *attributes],
         family=socket.AF_INET,
         table=RT_TABLE_MAIN,
@@ -150,6 +150,7 @@ _NO_QUEUEING = encode(
     index=INDEX_MARK,
     parent=TC_H_ROOT,
 )
+_MTU = _link([("IFLA_MTU", MTU_MARK)])
 _UP = _link([], flags=IFF_UP, change=IFF_UP)
 _ADDRESS = encode(
     ifaddrmsg(),
@@ -165,6 +166,9 @@ ADDRESSED_DEVICE: Final = Template(_SIZES, _NO_QUEUEING, _ADDRESS, _UP)
 UP: Final = Template(_UP).numbered()
 ROUTE: Final = Template(_route([]))
 SOURCED_ROUTE: Final = Template(_route([("RTA_PREFSRC", SOURCE_MARK)]))
+# Without NLM_F_EXCL the kernel puts it before another one for the same network (fib_table_insert()).
+FIRST_ROUTE: Final = Template(_route([], 0))
+FIRST_SOURCED_ROUTE: Final = Template(_route([("RTA_PREFSRC", SOURCE_MARK)], 0))
 PREFIX_LENGTH: Final = HEADER.size + 1  # of rtm_dst_len in a route message
 QUEUEING_STEP: Final = 2  # of a device with an address
 
@@ -176,7 +180,42 @@ def configuration(mtu: int, address: IPv4Address | None, routes: tuple[IPv4Netwo
     device = (DEVICE if address is None else ADDRESSED_DEVICE).filled(mtu=mtu, address=source)
     for route in routes:
         template = ROUTE if address is None else SOURCED_ROUTE
-        message = template.filled(address=route.network_address.packed, source=source)
-        message.data[PREFIX_LENGTH] = route.prefixlen
-        device.append(message)
+        device.append(_filled(template, route, source))
     return device.numbered()
+
+
+def renaming(name: str) -> Template:
+    """The batch of netlink.rename()."""
+    return Template(_link([], flags=0, change=IFF_UP), _link([("IFLA_IFNAME", name)])).numbered()
+
+
+def repairs(
+    *,
+    mtu: int,
+    address: IPv4Address | None,
+    up: bool,
+    routes: tuple[IPv4Network, ...],
+    source: IPv4Address | None,
+) -> tuple[Template, list[str]]:
+    """The batch of netlink.repair(), and what each message is about. One message at least must be asked for."""
+    batch, steps = Template(), []
+    if mtu:
+        batch.append(Template(_MTU).filled(mtu=mtu))
+        steps.append(f"MTU {mtu}")
+    if address is not None:
+        batch.append(Template(_ADDRESS).filled(address=address.packed))
+        steps.append(f"address {address}")
+    if up:
+        batch.append(Template(_UP))
+        steps.append("up")
+    for route in routes:
+        template = FIRST_ROUTE if source is None else FIRST_SOURCED_ROUTE
+        batch.append(_filled(template, route, b"" if source is None else source.packed))
+        steps.append(f"route {route}")
+    return batch.numbered(), steps
+
+
+def _filled(template: Template, route: IPv4Network, source: bytes) -> Template:
+    message = template.filled(address=route.network_address.packed, source=source)
+    message.data[PREFIX_LENGTH] = route.prefixlen
+    return message
