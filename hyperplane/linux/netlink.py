@@ -87,12 +87,15 @@ def check_configuration(
     address: IPv4Address | None,
     routes: Sequence[IPv4Network],
     refusals: Sequence[Refusal],
+    *,
+    routed: bool = False,
 ) -> None:
-    """Raises as configure() when the kernel refused one of its messages."""
-    if address is not None:  # a kernel without CONFIG_NET_SCHED queues as it does
+    """Raises as configure() when the kernel refused one of its messages. routed: as for rtnl.configuration()."""
+    steps = [f"MTU {mtu}", "up"]
+    if address is not None or routed:  # a kernel without CONFIG_NET_SCHED queues as it does
         refusals = [one for one in refusals if one.place != QUEUEING_STEP]
+        steps[1:1] = ["", "forwarding" if address is None else f"address {address}"]
     if refusals:
-        steps = [f"MTU {mtu}", *([] if address is None else ["", f"address {address}"]), "up"]
         raise _refused(device, [*steps, *(f"route {route}" for route in routes)], refusals[0])
 
 
