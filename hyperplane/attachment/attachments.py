@@ -176,6 +176,7 @@ class Attachments:
         fd: int | None = None,
         name: str | None = None,
         address: str | IPv4Address = INSIDE_ADDRESS,
+        routed: bool = False,
         device: str = "eth0",
         mtu: int = 1500,
         routes: Iterable[str | IPv4Network] = ("0.0.0.0/0",),
@@ -184,9 +185,10 @@ class Attachments:
         """Programs a tunnel from an environment onto the ENI; exactly one of namespace, pid and fd says which.
 
         namespace, pid: a TUN called device is made there, with address and mtu, and routes lead to it; it ends by
-        itself when the namespace's name is deleted, or the process ends. fd: a TUN (IFF_NO_PI, IFF_VNET_HDR) that the
-        platform has configured; a duplicate is kept, and device and routes do not apply. name: of the tunnel, unique on
-        the ENI, by default the namespace's. max_flows: the tunnel's own limit, 0 for none.
+        itself when the namespace's name is deleted, or the process ends. routed: a guest behind the namespace has the
+        address; the TUN gets none, and forwards. fd: a TUN (IFF_NO_PI, IFF_VNET_HDR) that the platform has configured;
+        a duplicate is kept, and device, routed and routes do not apply. name: of the tunnel, unique on the ENI, by
+        default the namespace's. max_flows: the tunnel's own limit, 0 for none.
 
         Raises InvalidValue, NamespaceNotFound, AddressInUse, DeviceError, NotATunnel, PermissionMissing, EngineError;
         then, and when cancelled, nothing is left.
@@ -200,6 +202,7 @@ class Attachments:
             fd=fd,
             name=name,
             address=address,
+            routed=routed,
             device=device,
             mtu=mtu,
             routes=routes,
@@ -256,7 +259,7 @@ class Attachments:
             tunnel = self.engine.add_tunnel(
                 plan.eni,
                 name=plan.name or (basename(made.namespace.name) if made.namespace else f"fd:{made.fd}"),
-                address=plan.shape.address,
+                address=plan.address,
                 fd=made.fd,
                 mtu=plan.shape.mtu,
                 max_flows=plan.max_flows,

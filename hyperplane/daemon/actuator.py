@@ -247,7 +247,8 @@ def tunnel_link(id_: str, tunnel: TunnelSpec) -> LinkSpec:
 
 
 def shape_of(tunnel: TunnelSpec) -> Shape:
-    return Shape(tunnel.device, tunnel.inside_address, tunnel.mtu, tunnel.routes)
+    address = None if tunnel.routed else tunnel.inside_address
+    return Shape(tunnel.device, address, tunnel.mtu, tunnel.routes, tunnel.routed)
 
 
 def remembered(namespace: Namespace | None) -> dict[str, Any] | None:

@@ -11,13 +11,14 @@ from typing import Any
 
 import structlog
 
-from hyperplane.control import Control
+from hyperplane.control import Control, MakeEni
 from hyperplane.daemon.actuator import Actuator, Condition
 from hyperplane.daemon.eni_actuator import EniActuator, namespace_key
 from hyperplane.daemon.executor import Executor
 from hyperplane.daemon.pool import Pool
 from hyperplane.errors import HyperplaneError, NamespaceNotFound
 from hyperplane.ipc.remote import RemoteEngine
+from hyperplane.linux.namespaces import Namespace
 from hyperplane.linux.reaper import Reaper
 from hyperplane.linux.repair import DeviceLost, Difference, Report
 from hyperplane.linux.upkeep import Upkeep
@@ -50,6 +51,7 @@ class Caretaker:
         self._engine = engine
         self._reaper = reaper
         self._pool = pool
+        self._remaking: set[str] = set()  # ENIs whose tunnels are put onto a new device
 
     # For Upkeep
 
@@ -131,7 +133,7 @@ class Caretaker:
             except DeviceLost as error:
                 lost = (Difference("device", error.message, eni.device),)
                 log.warning("the device of an ENI is made again: its flows are lost", eni=id_, reason=error.message)
-                namespace = await self._executor.run_for_eni(self._enis.remake, action)
+                namespace = await self._remade(action)
                 self._executor.watch_eni(id_, namespace)
                 report = await self._executor.run_for_eni(self._enis.look_after, id_)
         except NamespaceNotFound as error:
@@ -145,10 +147,24 @@ class Caretaker:
         _tell("eni", id_, report.differences)
         return report._replace(differences=(*lost, *report.differences))
 
+    async def _remade(self, action: MakeEni) -> Namespace:
+        """Nothing is done about its environments meanwhile: their tunnels are not where they belong."""
+        id_ = action.eni.id
+        self._remaking.add(id_)
+        try:
+            environments = self._control.list("environment", eni=id_)
+            await self._executor.settled(*(one.id for one in environments if self._attached(one.id)))
+            namespace: Namespace = await self._executor.run_for_eni(self._enis.remake, action)
+            return namespace
+        finally:
+            self._remaking.discard(id_)
+
     async def _look_at_environment(self, id_: str) -> Report:
         environment = self._attached(id_)
         if environment is None:
             return NOTHING
+        if environment.eni in self._remaking:
+            return Report(again=0.0)
         action, expected = self._control.attach_action(id_), self._expected(id_)
         found: Condition = await self._executor.run(self._actuator.inspect, action, expected, repair=True)
         if self._attached(id_) is None:

@@ -103,10 +103,13 @@ class Reconciler:
     # Steps
 
     async def _compare(self) -> None:
-        for eni in self._ledger.control.list("eni"):
+        enis = self._ledger.control.list("eni")
+        await self._executor.settled(*(one.id for one in enis if one.state is not EniState.PENDING))
+        for eni in enis:
             if eni.state in (EniState.AVAILABLE, EniState.IN_USE) and not self._executor.under_way(eni.id):
                 await self._compare_eni(eni)
         attached = [one for one in self._environments() if one.state is EnvironmentState.ATTACHED]
+        await self._executor.settled(*(one.id for one in attached))
         known = [one for one in attached if not self._executor.under_way(one.id)]
         conditions = await self._caretaker.inspect(known)
         for environment in known:

@@ -24,27 +24,19 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final, NamedTuple
 
+from msgspec.structs import replace
+
 from hyperplane.errors import AddressInUse, HyperplaneError, InvalidValue, NamespaceNotFound
 from hyperplane.linux import arp, netlink, repair, rtnl, segments, steering, tun
 from hyperplane.linux.device import Shape
 from hyperplane.linux.namespaces import Namespace, NamespaceThreads, open_namespace
 from hyperplane.linux.repair import Difference, Report
 from hyperplane.linux.segments import Segment
-from hyperplane.linux.settings import SETTINGS, Setting
+from hyperplane.linux.settings import SETTINGS, forwarding, proxy_delay
 
 RTN_UNICAST: Final = rtnl.RTN_UNICAST
-IPV4: Final = "/proc/sys/net/ipv4"
-IP_FORWARD: Final = f"{IPV4}/ip_forward"
 THOROUGH_AGAIN: Final = 10.0  # seconds after which segments are looked for without a notification
 PROBE_AGAIN: Final = 30.0  # seconds after which an address that somebody has on a segment is looked for again
-
-
-def forwarding(device: str) -> Setting:
-    return Setting(f"{IPV4}/conf/{device}/forwarding", "1", IP_FORWARD)
-
-
-def proxy_delay(device: str) -> Setting:
-    return Setting(f"{IPV4}/neigh/{device}/proxy_delay", "0")
 
 
 class _Place(NamedTuple):
@@ -79,7 +71,6 @@ class EniDevice:
     _looked: float = float("-inf")  # when _present was found
     _taken: dict[_Place, tuple[str, float]] = field(default_factory=dict)  # on a segment: who has it, found when
     _said: tuple[str, ...] = ()  # why a segment cannot work
-    _forwards: bool = False  # whether forwarding was set for the device
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -111,11 +102,9 @@ class EniDevice:
             for place, segment in self._present.items():
                 if place not in self._taken:
                     differences += self._serve(place, segment)
-            if self._served:
-                was = SETTINGS.hold(self.namespace.key, forwarding(self.device), self)
-                if was is not None and self._forwards:
-                    differences.append(Difference(forwarding(self.device).name, was, "1"))
-                self._forwards = True
+            if self._served and not self.shape.forwards:
+                self.shape = replace(self.shape, forwards=True)
+                differences += repair.put_right(self.fd, self.shape)
             return Report(tuple(differences), tuple(self._troubles()), self._announce())
 
     def _find_segments(self) -> None:
@@ -132,7 +121,6 @@ class EniDevice:
         with self._lock:
             for place in self._served:
                 SETTINGS.forget((self, place))
-            SETTINGS.forget(self)
             self._served.clear()
 
     def withdraw(self) -> None:
@@ -140,7 +128,6 @@ class EniDevice:
         with self._lock:
             for place in tuple(self._served):
                 self._leave(place)
-            SETTINGS.release(self.namespace.key, forwarding(self.device), self, restore=False)  # goes with the device
 
     def _look_for_others(self, places: Iterable[_Place]) -> None:
         """Who else has an address on a segment that is new; what a predecessor answered for is ours."""

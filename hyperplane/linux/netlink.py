@@ -89,12 +89,15 @@ def check_configuration(
     address: IPv4Address | None,
     routes: Sequence[IPv4Network],
     refusals: Sequence[Refusal],
+    *,
+    routed: bool = False,
 ) -> None:
-    """Raises as configure() when the kernel refused one of its messages."""
-    if address is not None:  # a kernel without CONFIG_NET_SCHED queues as it does
+    """Raises as configure() when the kernel refused one of its messages. routed: as for rtnl.configuration()."""
+    steps = [f"MTU {mtu}", "up"]
+    if address is not None or routed:  # a kernel without CONFIG_NET_SCHED queues as it does
         refusals = [one for one in refusals if one.place != QUEUEING_STEP]
+        steps[1:1] = ["", "forwarding" if address is None else f"address {address}"]
     if refusals:
-        steps = [f"MTU {mtu}", *([] if address is None else ["", f"address {address}"]), "up"]
         raise _refused(device, [*steps, *(f"route {route}" for route in routes)], refusals[0])
 
 
@@ -112,13 +115,14 @@ def repair(
     *,
     mtu: int = 0,
     address: IPv4Address | None = None,
+    forwards: bool = False,
     up: bool = False,
     routes: Sequence[IPv4Network] = (),
     source: IPv4Address | None = None,
 ) -> None:
-    """Sets what is given of a device by its index: MTU, one more address, up, and routes that prefer source. A route
-    goes before one that somebody else has made for the same network. Raises as configure()."""
-    batch, steps = rtnl.repairs(mtu=mtu, address=address, up=up, routes=tuple(routes), source=source)
+    """Sets what is given of a device by its index: MTU, one more address, forwarding, up, and routes that prefer source.
+    A route goes before one that somebody else has made for the same network. Raises as configure()."""
+    batch, steps = rtnl.repairs(mtu=mtu, address=address, forwards=forwards, up=up, routes=tuple(routes), source=source)
     with _socket() as kernel:
         refusals, _ = _transact(kernel, batch.fill(index), batch.count)
     if refusals:

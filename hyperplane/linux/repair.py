@@ -14,6 +14,7 @@ from hyperplane.errors import DeviceError, HyperplaneError
 from hyperplane.linux import netlink, seen, tun
 from hyperplane.linux.device import Shape
 from hyperplane.linux.namespaces import Key, key_of
+from hyperplane.linux.settings import forwarding
 
 DELETED = "deleted"
 MOVED = "moved to another namespace"
@@ -61,6 +62,7 @@ class Comparison(NamedTuple):
     differences: tuple[Difference, ...]
     mtu: int
     address: IPv4Address | None
+    forwards: bool
     routes: tuple[IPv4Network, ...]
 
 
@@ -89,12 +91,15 @@ def compare_link(link: seen.Link, shape: Shape) -> Comparison:
     address = shape.address if shape.address and shape.address not in seen.addresses(link.index) else None
     if address:
         differences.append(Difference(f"address {address}", "missing", "set"))
+    forwards = shape.forwards and not link.forwards
+    if forwards:
+        differences.append(Difference(forwarding(shape.device).name, "0", "1"))
     if not link.up:
         differences.append(Difference("link", "down", "up"))
     present = {(one.network, one.source) for one in seen.routes(link.index) if one.direct and not one.metric}
     routes = tuple(one for one in shape.routes if (one, shape.address) not in present)
     differences += [Difference(f"route {one}", "missing", "set") for one in routes]
-    return Comparison(link, tuple(differences), shape.mtu if link.mtu != shape.mtu else 0, address, routes)
+    return Comparison(link, tuple(differences), shape.mtu if link.mtu != shape.mtu else 0, address, forwards, routes)
 
 
 def put_right(fd: int, shape: Shape) -> list[Difference]:
@@ -108,12 +113,13 @@ def put_right(fd: int, shape: Shape) -> list[Difference]:
         if found.link.name != shape.device:
             netlink.rename(found.link.index, shape.device)  # it is down then, and its routes are gone
             found = compare(fd, shape)
-        if found.mtu or found.address or found.routes or not found.link.up:
+        if found.mtu or found.address or found.forwards or found.routes or not found.link.up:
             netlink.repair(
                 shape.device,
                 found.link.index,
                 mtu=found.mtu,
                 address=found.address,
+                forwards=found.forwards,
                 up=not found.link.up,
                 routes=found.routes,
                 source=shape.address,

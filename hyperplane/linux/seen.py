@@ -18,7 +18,16 @@ from typing import Final
 from msgspec import Struct
 
 from hyperplane.linux import netlink
-from hyperplane.linux.rtnl import HEADER, NLM_F_REQUEST, RT_TABLE_MAIN, RTN_UNICAST, aligned
+from hyperplane.linux.rtnl import (
+    HEADER,
+    IFLA_AF_SPEC,
+    IFLA_INET_CONF,
+    IPV4_DEVCONF_FORWARDING,
+    NLM_F_REQUEST,
+    RT_TABLE_MAIN,
+    RTN_UNICAST,
+    aligned,
+)
 
 # linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h
 RTM_GETLINK: Final = 18
@@ -43,7 +52,7 @@ ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr
 class Link(Struct, frozen=True):
     """type: ARPHRD_. mac: as the device has it, of any length. kind: as in `ip link add ... type KIND`, "" for
     hardware. mode: of an ipvlan ("l2", "l3", "l3s"), else "". master: the device that it is a port of, 0 for none. ups:
-    how often it got a carrier."""
+    how often it got a carrier. forwards: net.ipv4.conf.DEVICE.forwarding."""
 
     index: int
     name: str
@@ -56,6 +65,7 @@ class Link(Struct, frozen=True):
     master: int
     carrier: bool
     ups: int
+    forwards: bool
 
     @property
     def up(self) -> bool:
@@ -145,7 +155,16 @@ def _link(data: bytes) -> Link:
         master=_number(values.get(IFLA_MASTER)),
         carrier=values.get(IFLA_CARRIER, b"\1") != b"\0",
         ups=_number(values.get(IFLA_CARRIER_UP_COUNT)),
+        forwards=_forwards(values.get(IFLA_AF_SPEC, b"")),
     )
+
+
+def _forwards(data: bytes) -> bool:
+    """From the settings of IPv4, an array of 32-bit values (inet_fill_link_af() in net/ipv4/devinet.c)."""
+    ipv4 = dict(_attributes(data, 0)).get(socket.AF_INET, b"")
+    conf = dict(_attributes(ipv4, 0)).get(IFLA_INET_CONF, b"")
+    at = UINT32.size * (IPV4_DEVCONF_FORWARDING - 1)
+    return bool(_number(conf[at : at + UINT32.size]))
 
 
 def _ipvlan_mode(data: bytes) -> str:

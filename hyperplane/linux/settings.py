@@ -24,6 +24,7 @@ from hyperplane.errors import DeviceError, HyperplaneError, PermissionMissing
 from hyperplane.linux.namespaces import Key
 
 SYSCTLS: Final = "/proc/sys/"
+IPV4: Final = "/proc/sys/net/ipv4"
 
 
 class Setting(NamedTuple):
@@ -38,6 +39,14 @@ class Setting(NamedTuple):
     def name(self) -> str:
         """As sysctl(8) names it."""
         return sysctl_name(self.path)
+
+
+def forwarding(device: str) -> Setting:
+    return Setting(f"{IPV4}/conf/{device}/forwarding", "1", f"{IPV4}/ip_forward")
+
+
+def proxy_delay(device: str) -> Setting:
+    return Setting(f"{IPV4}/neigh/{device}/proxy_delay", "0")
 
 
 @dataclass(slots=True)

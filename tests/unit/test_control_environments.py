@@ -164,6 +164,7 @@ def test_the_eni_with_the_fewest_environments_is_taken(world: World) -> None:
         ({"namespace": "a/b"}, InvalidValue, "namespace"),
         ({"namespace": ".."}, InvalidValue, "namespace"),
         ({"namespace": "box", "descriptor": "d"}, InvalidValue, "descriptor"),
+        ({"descriptor": "d", "routed": True}, InvalidValue, "routed"),
         ({"name": "taken"}, ResourceConflict, "name"),
         ({"namespace": "/run/netns/used"}, ResourceConflict, "namespace"),
     ],
@@ -263,6 +264,22 @@ def test_routes_and_flows_stay_as_they_were_at_the_start(world: World) -> None:
     assert (later.max_flows, later.routes) == (20, (IPv4Network("0.0.0.0/0"),))
 
 
+@pytest.mark.parametrize(
+    ("function", "start", "is_routed"), [(True, None, True), (True, False, False), (False, True, True)]
+)
+def test_whether_the_address_belongs_to_a_guest_is_decided_at_the_start(
+    world: World, function: bool, start: bool | None, is_routed: bool
+) -> None:
+    """By the function unless the start says otherwise, and kept: the device is made again the same way."""
+    world.active("g", routed=function)
+    environment = world.start("g", routed=start)
+    assert environment.routed is is_routed
+    spec = FunctionSpec(name="g", subnets=("a",), security_groups=("web",), routed=not function)
+    assert world.control.update_function("g", spec, world.now).routed is not function
+    assert world.control.attach_action(environment.id).tunnel.routed is is_routed
+    assert {one.routed for one in world.control.tunnels()} >= {not function}
+
+
 def test_the_ten_thousandth_costs_as_much_as_the_tenth(world: World) -> None:
     control = world.control
 
@@ -316,8 +333,10 @@ class TestPrepared:
         def prepared(tunnel: TunnelSpec) -> Prepared:
             raise AssertionError
 
-        for more in ({"namespace": "box"}, {"descriptor": "token"}):
-            spec = EnvironmentSpec(function="f", **more)
+        for spec in (
+            EnvironmentSpec(function="f", namespace="box"),
+            EnvironmentSpec(function="f", descriptor="token"),
+        ):
             world.control.start_environment(spec, world.now, prepared)
         world.function("pending", ("b",))
         waits = world.control.start_environment(EnvironmentSpec(function="pending"), world.now, prepared)
