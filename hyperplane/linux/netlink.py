@@ -126,7 +126,7 @@ def addresses() -> list[tuple[str, IPv4Address, IPv4Network]]:
     """The IPv4 addresses of this namespace: device, address, the subnet on that device."""
     request = encode(ifaddrmsg(), RTM_GETADDR, NLM_F_DUMP, [], family=socket.AF_INET)
     found = []
-    for message in _ask(request, ifaddrmsg):
+    for message in ask(request, ifaddrmsg):
         local = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
         # With a peer, IFA_ADDRESS is the other end and the prefix is that end's (ip-address(8)).
         peer = message.get_attr("IFA_ADDRESS") or local
@@ -141,7 +141,7 @@ def match(address: IPv4Address) -> Match | None:
         rtmsg(), RTM_GETROUTE, 0, [("RTA_DST", str(address))], family=socket.AF_INET, dst_len=32, flags=RTM_F_FIB_MATCH
     )
     try:
-        answers = list(_ask(request, rtmsg))
+        answers = list(ask(request, rtmsg))
     except OSError as error:
         if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL):
             return None  # no route, or one of type unreachable, prohibit or blackhole
@@ -164,7 +164,7 @@ def proxies(device: str) -> list[IPv4Address]:
     """The addresses that this namespace answers for on device."""
     index = socket.if_nametoindex(device)
     request = encode(ndmsg(), RTM_GETNEIGH, NLM_F_DUMP, [], family=socket.AF_INET, flags=NTF_PROXY)
-    answers = _ask(request, ndmsg)
+    answers = ask(request, ndmsg)
     return [IPv4Address(one.get_attr("NDA_DST")) for one in answers if one["ifindex"] == index]
 
 
@@ -229,7 +229,7 @@ def _refusal(data: bytes) -> Refusal | None:
     return Refusal(place, -code, text)
 
 
-def _ask(request: bytes, kind: Any) -> Iterator[Any]:
+def ask(request: bytes, kind: Any) -> Iterator[Any]:
     """The answers to one question, decoded by pyroute2. Raises OSError."""
     with _socket() as kernel:
         kernel.send(request)
