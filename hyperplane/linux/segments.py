@@ -1,5 +1,6 @@
 """The segments that an ENI address lies on: devices of the calling thread's namespace whose hosts look for it there by
 ARP, or at least without a router in between.
+
 A device is one when an address of its own has a subnet that holds the ENI address, or when a route without a gateway
 ("on-link") that holds it leads there: an uplink needs no address of its own. A default route says nothing of where an
 address lies, and a route to one host is somebody's.
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
@@ -98,40 +99,51 @@ def troubles(segments: Sequence[Segment]) -> list[str]:
     devices = links.links()
     said: dict[str, None] = {}  # each once, in order
     for segment in segments:
-        said |= dict.fromkeys(_troubles(segment, devices, present))
+        said |= dict.fromkeys(of_device(segment, devices.get(segment.link.master)) or _of_settings(segment, present))
     return list(said)
 
 
-def _troubles(
-    segment: Segment, devices: Mapping[int, Link], present: Sequence[tuple[str, IPv4Address, IPv4Network]]
-) -> Iterator[str]:
+def of_device(segment: Segment, master: Link | None) -> list[str]:
+    """Those that lie in what device it is. master: of which it is a port."""
     link, address = segment.link, segment.address
-    master = devices.get(link.master)
     if link.kind == "ipvlan":
-        yield (
-            f"device {link.name} is ipvlan: it gets no packets for ENI address {address}, "
-            f"only for its own addresses; use macvlan, or route {address} to this namespace"
-        )
-    elif master and master.kind in TAKES_ALL:
-        yield (
+        # In mode l2 the kernel even answers ARP for it: broadcasts reach every ipvlan device, other packets by address.
+        return [
+            f"device {link.name} is ipvlan: it gets packets for its own addresses only, none for ENI address "
+            f"{address}; use macvlan, or route {address} to this namespace"
+        ]
+    if master and master.kind in TAKES_ALL:
+        return [
             f"device {link.name} is a port of {master.kind} {master.name}, which takes its packets: ENI address "
-            f"{address} is not found there; move address and routes of {segment.subnet} to {master.name}"
+            f"{address} is not found there; move addresses and routes of {segment.subnet} to {master.name}"
+        ]
+    if master and master.kind == "vrf":
+        return [
+            f"device {link.name} is in VRF {master.name}, and the ENI's routes are not: ENI address {address} is not "
+            f"found there; take {link.name} out of the VRF (`ip link set {link.name} nomaster`)"
+        ]
+    if not link.up:
+        return [f"device {link.name} is down: ENI address {address} is not found there; `ip link set {link.name} up`"]
+    return []
+
+
+def _of_settings(segment: Segment, present: Sequence[tuple[str, IPv4Address, IPv4Network]]) -> Iterator[str]:
+    link = segment.link
+    if not link.has_arp:
+        return
+    asks_as = _asks_as(segment, present)
+    if asks_as and asks_as not in segment.subnet:
+        yield (
+            f"device {link.name} has no address in {segment.subnet}: it asks for hosts there as {asks_as}, which "
+            f"those with rp_filter do not answer; give it an address in {segment.subnet}"
         )
-    elif not link.up:
-        yield f"device {link.name} is down: ENI address {address} is not found there; `ip link set {link.name} up`"
-    elif link.has_arp:
-        asks_as = _asks_as(segment, present)
-        if asks_as and asks_as not in segment.subnet:
-            yield (
-                f"device {link.name} has no address in {segment.subnet}: it asks for hosts there as {asks_as}, which "
-                f"those with rp_filter do not answer; give it an address in {segment.subnet}"
-            )
-        elsewhere = _refused_by_strict_filter(segment, present)
-        if elsewhere:
-            yield (
-                f"device {link.name} has rp_filter=1, and {segment.subnet} is routed to device {elsewhere}: hosts on "
-                f"{link.name} get no answer for ENI address {address}; set net.ipv4.conf.{link.name}.rp_filter to 2"
-            )
+    elsewhere = _refused_by_strict_filter(segment, present)
+    if elsewhere:
+        yield (
+            f"device {link.name} has rp_filter=1, and {segment.subnet} is routed to device {elsewhere}: hosts on "
+            f"{link.name} get no answer for ENI address {segment.address}; "
+            f"set net.ipv4.conf.{link.name}.rp_filter to 2"
+        )
 
 
 def _asks_as(segment: Segment, present: Sequence[tuple[str, IPv4Address, IPv4Network]]) -> IPv4Address | None:

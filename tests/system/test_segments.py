@@ -219,7 +219,7 @@ class TestTroubles:
         assert not pings(host, ENI)
         assert troubles(within, vpc) == [
             "device up0 is a port of bridge br0, which takes its packets: ENI address 198.19.0.5 is not found there; "
-            "move address and routes of 198.19.0.0/24 to br0"
+            "move addresses and routes of 198.19.0.0/24 to br0"
         ]
 
     def test_down(self, netns_factory: Namespaces, within: Within) -> None:
