@@ -3,6 +3,8 @@
 Ethernet-like devices only (ARPHRD_ETHER without IFF_NOARP: veth, bridge, VLAN, macvlan, VXLAN, bond, ...). On any other
 there is no ARP, and both functions do nothing, as on a device that is down or has no carrier: there is nobody to hear.
 Announce when it comes up.
+
+Both block: besides what they say, some 10 ms in which the kernel closes the socket (a grace period of RCU).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
@@ -182,6 +183,23 @@ class TestProbe:
         assert probe(host, ENI, FREE) == {ENI: Holder(mac(other), by_proxy=False)}
         assert descriptors() == before
         assert not ip_json("-n", other, "neigh", "show", str(ENI)), "nobody has learnt anything"
+
+    def test_what_is_asked(
+        self, segment: Segment, probe: Callable[..., dict[IPv4Address, Holder]], heard: Callable[[], list[Any]]
+    ) -> None:
+        """A free address thrice in both ways, and so the subnet's own; one that is taken once."""
+        other, host = segment.host(), segment.host()
+        take(other, ENI)
+        heard()
+        probe(host, ENI, FREE)
+        asked = Counter((one[ARP].psrc, one[ARP].pdst) for one in heard() if one[ARP].hwsrc == mac(host))
+        assert asked == {
+            ("0.0.0.0", str(FREE)): 3,
+            ("198.19.0.82", str(FREE)): 3,
+            ("198.19.0.82", "198.19.0.0"): 3,
+            ("0.0.0.0", str(ENI)): 1,
+            ("198.19.0.82", str(ENI)): 1,
+        }
 
     def test_all_taken_is_known_early(self, segment: Segment, probe: Callable[..., dict[IPv4Address, Holder]]) -> None:
         other, host = segment.host(), segment.host()
