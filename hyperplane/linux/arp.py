@@ -129,8 +129,8 @@ def probe(
 
     Each is asked for PROBES times, in two ways. An ARP probe (RFC 5227, 2.1.1; sender 0.0.0.0) changes nobody's
     neighbours. But Linux answers none for a proxy neighbour, and that is what another host's ENI is: hence also a
-    request, from the device's own address in the subnet when it has one. A router that answers such requests for
-    everybody (`proxy_arp_pvlan`) does so for the subnet's own address too, and then has none of them.
+    request, from the device's own address in the subnet when it has one. Who answers for everybody (a router with
+    `proxy_arp_pvlan`; the fabric of some clouds) does so for the subnet's own address too, and then has none of them.
 
     Whoever probes for an address at the same time counts as well, so of two only one finds it free. Answers from this
     namespace's own devices do not: whether an address is local is for the routes to say.
@@ -153,13 +153,15 @@ def probe(
 
 
 def _questions(device: str, mac: bytes, addresses: Sequence[IPv4Address]) -> list[Packet]:
-    asked = [Packet(REQUEST, mac, NO_ADDRESS, NO_MAC, address) for address in addresses]
+    """In the order in which they are asked: what tells who answers for everybody comes first."""
+    asked = [(NO_ADDRESS, address) for address in addresses]
     for name, local, subnet in netlink.addresses():
         inside = [address for address in addresses if address in subnet and address != local]
-        if name == device and inside and subnet.prefixlen < 31:
-            inside.append(subnet.network_address)
-            asked += [Packet(REQUEST, mac, local, NO_MAC, address) for address in inside]
-    return asked
+        if name == device and inside:
+            asked += [(local, address) for address in inside]
+            if subnet.prefixlen < 31:
+                asked[:0] = [(sender, subnet.network_address) for sender in (NO_ADDRESS, local)]
+    return [Packet(REQUEST, mac, sender, NO_MAC, target) for sender, target in asked]
 
 
 def _listen(arp: socket.socket, until: float, seen: _Seen) -> None:
@@ -188,7 +190,7 @@ class _Seen:
         self._wanted = frozenset(addresses)
         self._controls = controls  # addresses that nobody has: who answers for one answers for all
         self._mac = mac
-        self._answer_all: set[str] = set()  # MACs
+        self._answer_all: set[Holder] = set()
         self._others: frozenset[bytes] | None = None  # MACs of this namespace's devices
 
     def take(self, packet: Packet) -> None:
@@ -196,13 +198,14 @@ class _Seen:
         if packet.sender_mac == self._mac:  # our own frame, come back through a bridge or a hub
             return
         by_proxy = packet.operation == REPLY and packet.target not in (NO_ADDRESS, address)
-        if address not in self._wanted:
-            if address in self._controls:
-                self._answer_all.add(packet.sender_mac.hex(":"))
-            return
-        before = self.found.get(address)
-        if (before is None or (before.by_proxy and not by_proxy)) and not self._is_ours(packet.sender_mac):
-            self.found[address] = Holder(packet.sender_mac.hex(":"), by_proxy)
+        holder = Holder(packet.sender_mac.hex(":"), by_proxy)
+        if address in self._controls:
+            if packet.operation == REPLY:  # no other host's own such question
+                self._answer_all.add(holder)
+        elif address in self._wanted:
+            before = self.found.get(address)
+            if (before is None or (before.by_proxy and not by_proxy)) and not self._is_ours(packet.sender_mac):
+                self.found[address] = holder
 
     def sure(self, address: IPv4Address) -> bool:
         """Found, and not only by proxy: then there is no more to learn about it."""
@@ -212,11 +215,7 @@ class _Seen:
         return all(self.sure(address) for address in self._wanted)
 
     def holders(self) -> dict[IPv4Address, Holder]:
-        return {
-            address: holder
-            for address, holder in self.found.items()
-            if not (holder.by_proxy and holder.mac in self._answer_all)
-        }
+        return {address: holder for address, holder in self.found.items() if holder not in self._answer_all}
 
     def _is_ours(self, mac: bytes) -> bool:
         if self._others is None:  # not before somebody has answered: it is a long list where there are many containers

@@ -197,6 +197,7 @@ class TestProbe:
             ("0.0.0.0", str(FREE)): 3,
             ("198.19.0.82", str(FREE)): 3,
             ("198.19.0.82", "198.19.0.0"): 3,
+            ("0.0.0.0", "198.19.0.0"): 3,
             ("0.0.0.0", str(ENI)): 1,
             ("198.19.0.82", str(ENI)): 1,
         }
@@ -233,6 +234,17 @@ class TestProbe:
         assert neighbour(host, FREE)[0] == mac(router)
         take(other, ENI)
         assert probe(host, ENI, FREE) == {ENI: Holder(mac(other), by_proxy=False)}
+
+    def test_a_host_that_has_everything(
+        self, segment: Segment, probe: Callable[..., dict[IPv4Address, Holder]]
+    ) -> None:
+        """As the fabric of a cloud: it answers probes for whatever address."""
+        fabric, other, host = segment.host(), segment.host(), segment.host()
+        ip("-n", fabric, "route", "add", "local", "198.19.0.0/24", "dev", "lo")
+        assert probe(host, ENI, FREE) == {}
+        other_address = IPv4Address("198.19.0.82")
+        ip("-n", fabric, "route", "del", "local", "198.19.0.0/24", "dev", "lo")
+        assert probe(host, ENI, other_address) == {other_address: Holder(mac(other), by_proxy=False)}
 
     def test_two_that_want_it_at_the_same_time(
         self, segment: Segment, probe: Callable[..., dict[IPv4Address, Holder]]

@@ -12,7 +12,7 @@ import pytest
 from hyperplane.linux import segments
 from hyperplane.linux.segments import Segment
 
-from .support import Namespaces, Within, ip, ip_json, run_in
+from .support import Namespaces, Within, ip, ip_json, run_in, wait_until
 
 ENI, OTHER = IPv4Address("198.19.0.5"), IPv4Address("203.0.113.9")
 SUBNET = IPv4Network("198.19.0.0/24")
@@ -185,7 +185,8 @@ class TestTroubles:
         ]
         ip("-n", vpc, "addr", "add", "198.19.0.1/24", "dev", "up0")  # what the line says
         assert troubles(within, vpc) == []
-        assert pings(behind, HOST)
+        # Until then the kernel may go on with requests that it has begun.
+        wait_until(lambda: pings(behind, HOST))
 
     def test_two_devices_and_a_strict_filter(self, netns_factory: Namespaces, within: Within) -> None:
         vpc = netns_factory("vpc")
@@ -204,9 +205,12 @@ class TestTroubles:
         ]
         set_(vpc, "conf/up1/rp_filter", 2)
         assert troubles(within, vpc) == []
-        pings(host, ENI)
-        (entry,) = ip_json("-n", host, "neigh", "show", str(ENI), "dev", "lan0")
-        assert "lladdr" in entry
+
+        def is_found() -> bool:
+            pings(host, ENI)
+            return "lladdr" in ip_json("-n", host, "neigh", "show", str(ENI), "dev", "lan0")[0]
+
+        wait_until(is_found)
 
     def test_a_port_of_a_bridge(self, netns_factory: Namespaces, within: Within) -> None:
         vpc = netns_factory("vpc")
