@@ -70,8 +70,9 @@ def find(addresses: Sequence[IPv4Address]) -> list[Segment]:
 
 def _on_link() -> Iterator[tuple[IPv4Network, int]]:
     """The routes of the main table that lead to more than one host and to less than everybody, with no gateway."""
+    # A table may have a million routes, and nearly all of them have a gateway: few are decoded.
     request = rtnl.encode(rtmsg(), netlink.RTM_GETROUTE, netlink.NLM_F_DUMP, [], family=socket.AF_INET)
-    for route in netlink.ask(request, _Undecoded):
+    for route in netlink.ask(request, links.Undecoded):
         _, length, _, _, table, _, scope, kind = ROUTE.unpack_from(route.data, rtnl.HEADER.size)
         if (table, scope, kind) != (rtnl.RT_TABLE_MAIN, rtnl.RT_SCOPE_LINK, rtnl.RTN_UNICAST) or not 0 < length < 32:
             continue
@@ -80,16 +81,6 @@ def _on_link() -> Iterator[tuple[IPv4Network, int]]:
         index = message.get_attr("RTA_OIF")
         if index and not message.get_attr("RTA_GATEWAY") and not message.get_attr("RTA_VIA"):
             yield IPv4Network((message.get_attr("RTA_DST"), length)), index
-
-
-class _Undecoded:
-    """A message as it came: a table may have a million routes, and nearly all of them have a gateway."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def decode(self) -> None:
-        pass
 
 
 def troubles(segments: Sequence[Segment]) -> list[str]:

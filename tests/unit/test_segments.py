@@ -11,9 +11,9 @@ from hyperplane.linux.links import ARPHRD_ETHER, IFF_NOARP, IFF_UP, Link
 from hyperplane.linux.segments import Segment
 
 
-def link(name: str, kind: str, *, index: int = 2, flags: int = IFF_UP, mode: str = "", master: int = 0) -> Link:
+def link(name: str, kind: str, *, index: int = 2, flags: int = IFF_UP, master: int = 0) -> Link:
     mac = bytes.fromhex("020000000001")
-    return Link(index, name, mac, ARPHRD_ETHER, flags, True, kind, mode, master)
+    return Link(index, name, mac, ARPHRD_ETHER, flags, True, kind, master)
 
 
 def said(device: Link, master: Link | None = None) -> list[str]:
@@ -26,9 +26,9 @@ def test_nothing_of_others(kind: str) -> None:
     assert said(link("up0", kind)) == []
 
 
-@pytest.mark.parametrize(("mode", "flags"), [("l2", IFF_UP), ("l3", IFF_UP | IFF_NOARP), ("l3s", IFF_UP | IFF_NOARP)])
-def test_ipvlan(mode: str, flags: int) -> None:
-    assert said(link("up0", "ipvlan", mode=mode, flags=flags)) == [
+@pytest.mark.parametrize("flags", [IFF_UP, IFF_UP | IFF_NOARP], ids=["mode l2", "modes l3, l3s"])
+def test_ipvlan(flags: int) -> None:
+    assert said(link("up0", "ipvlan", flags=flags)) == [
         "device up0 is ipvlan: it gets packets for its own addresses only, none for ENI address 198.19.0.5; "
         "use macvlan, or route 198.19.0.5 to this namespace"
     ]
