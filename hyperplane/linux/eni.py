@@ -109,7 +109,7 @@ class EniDevice:
 
     def _find_segments(self) -> None:
         found = segments.find(self.addresses)
-        self._present = {_Place(one.device, one.link.index, one.address): one for one in found if one.link.has_arp}
+        self._present = {_Place(one.device, one.link.index, one.address): one for one in found}
         for place in [place for place in self._served if place not in self._present]:
             self._leave(place)
         self._taken = {place: one for place, one in self._taken.items() if place in self._present}
@@ -307,8 +307,7 @@ def _check_route(namespace: Namespace, address: IPv4Address) -> None:
 
 def _probe_segments(addresses: Sequence[IPv4Address]) -> set[_Place]:
     """The segments on which nobody has them (RFC 5227). Raises AddressInUse."""
-    found = [one for one in segments.find(addresses) if one.link.has_arp]
-    places = [_Place(one.device, one.link.index, one.address) for one in found]
+    places = [_Place(one.device, one.link.index, one.address) for one in segments.find(addresses)]
     for device in dict.fromkeys(place.device for place in places):
         holders = arp.probe(device, tuple(place.address for place in places if place.device == device))
         for address, holder in holders.items():

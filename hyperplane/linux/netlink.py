@@ -120,8 +120,10 @@ def repair(
     routes: Sequence[IPv4Network] = (),
     source: IPv4Address | None = None,
 ) -> None:
-    """Sets what is given of a device by its index: MTU, one more address, forwarding, up, and routes that prefer source.
-    A route goes before one that somebody else has made for the same network. Raises as configure()."""
+    """Sets what is given of a device by its index: MTU, one more address, forwarding, up, routes that prefer source.
+
+    A route goes before one that somebody else has made for the same network. Raises as configure().
+    """
     batch, steps = rtnl.repairs(mtu=mtu, address=address, forwards=forwards, up=up, routes=tuple(routes), source=source)
     with _socket() as kernel:
         refusals, _ = _transact(kernel, batch.fill(index), batch.count)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
@@ -33,8 +32,7 @@ from hyperplane.linux.rtnl import (
 RTM_GETLINK: Final = 18
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18
 IFLA_EXT_MASK, IFLA_CARRIER, IFLA_CARRIER_UP_COUNT = 29, 33, 47
-IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_IPVLAN_MODE = 1, 2, 1
-IPVLAN_MODES: Final = ("l2", "l3", "l3s")  # enum ipvlan_mode
+IFLA_INFO_KIND: Final = 1
 RTEXT_FILTER_SKIP_STATS: Final = 8
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE, RTA_VIA = 1, 4, 5, 6, 7, 15, 18
@@ -51,7 +49,7 @@ ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr
 
 class Link(Struct, frozen=True):
     """type: ARPHRD_. mac: as the device has it, of any length. kind: as in `ip link add ... type KIND`, "" for
-    hardware. mode: of an ipvlan ("l2", "l3", "l3s"), else "". master: the device that it is a port of, 0 for none. ups:
+    hardware. master: the device that it is a port of, 0 for none. ups:
     how often it got a carrier. forwards: net.ipv4.conf.DEVICE.forwarding."""
 
     index: int
@@ -61,7 +59,6 @@ class Link(Struct, frozen=True):
     mtu: int
     mac: bytes
     kind: str
-    mode: str
     master: int
     carrier: bool
     ups: int
@@ -87,11 +84,11 @@ class Route(Struct, frozen=True):
     direct: bool
 
 
-def links() -> dict[str, Link]:
-    """All, by name. Raises OSError."""
+def links() -> dict[int, Link]:
+    """All, by index. Raises OSError."""
     body = LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _attribute(IFLA_EXT_MASK, UINT32.pack(RTEXT_FILTER_SKIP_STATS))
     found = (_link(data) for data in _asked(RTM_GETLINK, netlink.NLM_F_DUMP, body))
-    return {link.name: link for link in found}
+    return {link.index: link for link in found}
 
 
 def link(name: str) -> Link | None:
@@ -142,7 +139,6 @@ def _link(data: bytes) -> Link:
     _, kind, index, flags, _ = LINK.unpack_from(data, HEADER.size)
     values = dict(_attributes(data, HEADER.size + LINK.size))
     info = dict(_attributes(values.get(IFLA_LINKINFO, b""), 0))
-    name = _text(info.get(IFLA_INFO_KIND))
     return Link(
         index=index,
         name=_text(values.get(IFLA_IFNAME)),
@@ -150,10 +146,9 @@ def _link(data: bytes) -> Link:
         flags=flags,
         mtu=_number(values.get(IFLA_MTU)),
         mac=values.get(IFLA_ADDRESS, b""),
-        kind=name,
-        mode=_ipvlan_mode(info.get(IFLA_INFO_DATA, b"")) if name == "ipvlan" else "",
+        kind=_text(info.get(IFLA_INFO_KIND)),
         master=_number(values.get(IFLA_MASTER)),
-        carrier=values.get(IFLA_CARRIER, b"\1") != b"\0",
+        carrier=any(values.get(IFLA_CARRIER, b"")),
         ups=_number(values.get(IFLA_CARRIER_UP_COUNT)),
         forwards=_forwards(values.get(IFLA_AF_SPEC, b"")),
     )
@@ -165,12 +160,6 @@ def _forwards(data: bytes) -> bool:
     conf = dict(_attributes(ipv4, 0)).get(IFLA_INET_CONF, b"")
     at = UINT32.size * (IPV4_DEVCONF_FORWARDING - 1)
     return bool(_number(conf[at : at + UINT32.size]))
-
-
-def _ipvlan_mode(data: bytes) -> str:
-    mode = dict(_attributes(data, 0)).get(IFLA_IPVLAN_MODE, b"")
-    number = int.from_bytes(mode, sys.byteorder)
-    return IPVLAN_MODES[number] if mode and number < len(IPVLAN_MODES) else ""
 
 
 def _asked(kind: int, flags: int, body: bytes, *, strict: bool = False) -> Iterator[bytes]:
@@ -194,7 +183,7 @@ def _attributes(data: bytes, at: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _text(value: bytes | None) -> str:
-    return (value or b"").rstrip(b"\0").decode(errors="replace")
+    return (value or b"").rstrip(b"\0").decode(errors="surrogateescape")
 
 
 def _number(value: bytes | None) -> int:
