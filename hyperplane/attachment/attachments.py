@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from hyperplane.attachment.attachment import Attachment, Made, OpenEni, Timings
+from hyperplane.attachment.keeping import Keeping, Observer
 from hyperplane.attachment.plan import LARGEST_MTU, LEAST_MTU, Plan, plan_of
 from hyperplane.dataplane import Engine, Eni, checks
 from hyperplane.errors import EngineError, InvalidValue
@@ -27,6 +28,7 @@ from hyperplane.linux.jobs import HalfWay, Jobs
 from hyperplane.linux.namespaces import NamespaceThreads, open_namespace, raise_descriptor_limit
 from hyperplane.linux.reaper import THREADS_AT_THE_END, Reaper, close_all
 from hyperplane.linux.tunnel import make_tunnel, take_tunnel
+from hyperplane.linux.upkeep import Upkeep
 from hyperplane.linux.watch import NamespaceWatch, Token
 from hyperplane.model import SecurityGroup, Timers, UdpMapping
 from hyperplane.resources import INSIDE_ADDRESS
@@ -37,12 +39,18 @@ class Attachments:
 
     engine: one that the caller closes (it is started when it does not run); without it, one is made with engine_options
     (those of `Engine`) and closed at the end. in_loop: an attach() that is alone does its work in the event loop's
-    thread, which that blocks for 0.2 ms or so; False: always in one of threads. For one event loop, whose thread stays
-    in its network namespace; raises what `Engine` raises.
+    thread, which that blocks for 0.2 ms or so; False: always in one of threads. observer: is told what others have
+    changed. For one event loop, whose thread stays in its network namespace; raises what `Engine` raises.
     """
 
     def __init__(
-        self, engine: Engine | None = None, *, threads: int = 4, in_loop: bool = True, **engine_options: Any
+        self,
+        engine: Engine | None = None,
+        *,
+        threads: int = 4,
+        in_loop: bool = True,
+        observer: Observer | None = None,
+        **engine_options: Any,
     ) -> None:
         if engine is not None and engine_options:
             given = ", ".join(engine_options)
@@ -52,6 +60,7 @@ class Attachments:
         self._engine: Engine | None = None
         self._thread_count = checks.integer("threads", threads, 1, 64)
         self._in_loop = checks.instance("in_loop", in_loop, bool)
+        self._observer = checks.instance("observer", observer, Observer) if observer else Observer()
         self._enis: dict[Eni, OpenEni] = {}
         self._closing: asyncio.Task[None] | None = None
 
@@ -64,12 +73,16 @@ class Attachments:
         self._jobs = Jobs(self._threads)
         self._reaper = Reaper()
         self._watch = NamespaceWatch(self._loop, self._namespace_gone)
+        self._keeping_threads = NamespaceThreads(1)  # attaching does not wait for looks
+        keeping = Keeping(self._keeping_threads, self._observer, self._lost)
         try:
             self._engine = await self._jobs.run(self._start_engine, undo=self._stop_engine)
         except BaseException:
             self._threads.close()
+            self._keeping_threads.close()
             self._reaper.stop()
             raise
+        self._upkeep = Upkeep(self._loop, self._keeping_threads, keeping)
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -151,6 +164,7 @@ class Attachments:
                 await asyncio.wrap_future(await self._jobs.do(self._unmake_eni, opened))
                 raise
             self._enis[opened.eni] = opened
+            self._upkeep.add_eni(opened, opened.device.namespace)
         return opened.eni
 
     def eni_ended(self, eni: Eni) -> asyncio.Future[str]:
@@ -229,6 +243,8 @@ class Attachments:
                 await asyncio.wrap_future(await self._jobs.do(self._unmake, made))
                 raise
             opened.attachments.add(attachment)
+            if made.namespace:
+                self._upkeep.add_environment(attachment)
         return attachment
 
     async def detach(self, attachment: Attachment) -> None:
@@ -268,7 +284,8 @@ class Attachments:
         except BaseException as error:
             raise HalfWay(error, self._reaper.close(made.fd)) from None
         timings = Timings(begun - plan.asked, made.opened, made.configured, time.perf_counter() - told, made.kernel)
-        return Made(made.fd, made.device, made.namespace, tunnel, timings)
+        shape = plan.shape if made.namespace else None
+        return Made(made.fd, made.device, made.namespace, shape, tunnel, timings)
 
     def _unmake(self, made: Made) -> Future[None]:
         # Refused when the caller closed the engine or removed the tunnel: then it has let go of the descriptor too.
@@ -306,6 +323,7 @@ class Attachments:
 
     async def _end(self, attachment: Attachment, reason: str) -> None:
         self._watch.remove(attachment)
+        self._upkeep.remove(attachment)
         closing = await self._jobs.do(self._unmake, attachment._made)
         self._enis[attachment.tunnel.eni].attachments.discard(attachment)
         if not attachment.ended.done():  # somebody may have cancelled it
@@ -319,6 +337,7 @@ class Attachments:
 
     async def _end_eni(self, opened: OpenEni, reason: str) -> None:
         self._watch.remove(opened.eni)
+        self._upkeep.remove(opened)
         await self._jobs.settled()
         await asyncio.gather(*(self._begin_end(one, reason) for one in tuple(opened.attachments)))
         closing = await self._jobs.do(self._unmake_eni, opened)
@@ -333,7 +352,15 @@ class Attachments:
         elif isinstance(token, Eni) and token in self._enis:
             self._begin_eni_end(self._enis[token], f"the VPC's {reason}")
 
+    def _lost(self, token: OpenEni | Attachment, reason: str) -> None:
+        if isinstance(token, Attachment):
+            self._begin_end(token, reason)
+        elif token.end is None:
+            self._begin_eni_end(token, reason)
+
     async def _close(self) -> None:
+        await self._upkeep.close()
+        await asyncio.to_thread(self._keeping_threads.close)
         await self._jobs.settled()
         # Nobody waits for the kernel's lock any more: thousands of devices go three to four times as fast.
         before, self._reaper = self._reaper, Reaper(THREADS_AT_THE_END)

@@ -167,9 +167,12 @@ class Actuator:
             closing = self._close(fd)
         return closing
 
-    def inspect(self, action: Attach, expected: Key | None, *, repair: bool = False) -> Condition:
-        """What has become of an environment that was attached. expected: the namespace that it was attached in. repair:
-        puts right what others have changed of its device; one given by a descriptor is the platform's to set up."""
+    def inspect(
+        self, action: Attach, expected: Key | None, threads: NamespaceThreads, *, repair: bool = False
+    ) -> Condition:
+        """What has become of an environment that was attached. expected: the namespace that it was attached in.
+        threads: among which the calling one is. repair: puts right what others have changed of its device; one given by
+        a descriptor is the platform's to set up."""
         environment = action.environment
         link = self._engine.link(environment.id)
         key = namespace_key(link) if link else None
@@ -186,22 +189,9 @@ class Actuator:
                     return Condition("gone", gone(environment))
                 if link is None:
                     return Condition("missing", "missing", found)
-                return self._look(link.fd, shape_of(action.tunnel), namespace, repair=repair)
+                return _look(link.fd, shape_of(action.tunnel), namespace, threads, repair=repair)
         except NamespaceNotFound:
             return Condition("gone", gone(environment))
-
-    def _look(self, fd: int, shape: Shape, namespace: Namespace, *, repair: bool) -> Condition:
-        """Raises HyperplaneError."""
-        found = namespace.closed()
-        try:
-            check_place(fd, namespace.key)
-            with self._threads.inside(namespace.fd):
-                differences = put_right(fd, shape) if repair else compare(fd, shape).differences
-        except DeviceLost as lost:
-            return Condition("missing", lost.message, found)
-        except OSError as error:
-            raise DeviceError(f"device {shape.device}: {error.strerror}", resource=shape.device) from None
-        return Condition("changed" if differences else "right", "", found, tuple(differences))
 
     def number(self, environment: str) -> int | None:
         """Of the environment's link."""
@@ -225,6 +215,20 @@ class Actuator:
 
     def _close(self, fd: int) -> Future[None] | None:
         return self._reaper.close(fd) if fd >= 0 else None
+
+
+def _look(fd: int, shape: Shape, namespace: Namespace, threads: NamespaceThreads, *, repair: bool) -> Condition:
+    """Raises HyperplaneError."""
+    found = namespace.closed()
+    try:
+        check_place(fd, namespace.key)
+        with threads.inside(namespace.fd):
+            differences = put_right(fd, shape) if repair else compare(fd, shape).differences
+    except DeviceLost as lost:
+        return Condition("missing", lost.message, found)
+    except OSError as error:
+        raise DeviceError(f"device {shape.device}: {error.strerror}", resource=shape.device) from None
+    return Condition("changed" if differences else "right", "", found, tuple(differences))
 
 
 def gone(environment: Environment) -> str:

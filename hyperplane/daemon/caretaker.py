@@ -18,10 +18,9 @@ from hyperplane.daemon.executor import Executor
 from hyperplane.daemon.pool import Pool
 from hyperplane.errors import HyperplaneError, NamespaceNotFound
 from hyperplane.ipc.remote import RemoteEngine
-from hyperplane.linux.namespaces import Namespace
+from hyperplane.linux.namespaces import Namespace, NamespaceThreads
 from hyperplane.linux.reaper import Reaper
 from hyperplane.linux.repair import DeviceLost, Difference, Report
-from hyperplane.linux.upkeep import Upkeep
 from hyperplane.resources import Eni, EniState, Environment, EnvironmentState
 
 log = structlog.get_logger()
@@ -30,9 +29,7 @@ NOTHING = Report()
 
 
 class Caretaker:
-    """Belongs to the event loop. upkeep is set once it is there: it calls back."""
-
-    upkeep: Upkeep
+    """Belongs to the event loop. threads: those of ENIs, in which starts of environments do not wait."""
 
     def __init__(
         self,
@@ -40,6 +37,7 @@ class Caretaker:
         executor: Executor,
         actuator: Actuator,
         enis: EniActuator,
+        threads: NamespaceThreads,
         engine: RemoteEngine,
         reaper: Reaper,
         pool: Pool,
@@ -48,6 +46,7 @@ class Caretaker:
         self._executor = executor
         self._actuator = actuator
         self._enis = enis
+        self._threads = threads
         self._engine = engine
         self._reaper = reaper
         self._pool = pool
@@ -108,13 +107,13 @@ class Caretaker:
             found = {}
             for action, key in zip(actions, expected, strict=True):
                 try:
-                    found[action.environment.id] = self._actuator.inspect(action, key)
+                    found[action.environment.id] = self._actuator.inspect(action, key, self._threads)
                 except HyperplaneError as error:  # no descriptor left, for instance: it may live
                     log.warning("environment cannot be looked at", environment=action.environment.id, error=str(error))
                     found[action.environment.id] = Condition("right")
             return found
 
-        return await self._executor.run(look)
+        return await self._executor.run_for_eni(look)
 
     # In turn
 
@@ -166,7 +165,9 @@ class Caretaker:
         if environment.eni in self._remaking:
             return Report(again=0.0)
         action, expected = self._control.attach_action(id_), self._expected(id_)
-        found: Condition = await self._executor.run(self._actuator.inspect, action, expected, repair=True)
+        found: Condition = await self._executor.run_for_eni(
+            self._actuator.inspect, action, expected, self._threads, repair=True
+        )
         if self._attached(id_) is None:
             return NOTHING
         if found.state == "gone":

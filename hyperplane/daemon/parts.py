@@ -116,9 +116,9 @@ class Daemon:
             options.pool, control, actuator, threads, supervisor.remote.knows, lambda: executor.busy
         )
         executor = Executor(actuator, enis, threads, eni_threads, pool, lambda: supervisor.reader, self._point)
-        caretaker = Caretaker(control, executor, actuator, enis, supervisor.remote, reaper, pool)
+        caretaker = Caretaker(control, executor, actuator, enis, eni_threads, supervisor.remote, reaper, pool)
         loop = asyncio.get_running_loop()
-        caretaker.upkeep = upkeep = Upkeep(loop, eni_threads, caretaker)
+        upkeep = Upkeep(loop, eni_threads, caretaker)
         executor.watch = pool.watch = Watches(NamespaceWatch(loop, executor.gone), upkeep)
         stack.callback(executor.watch.close)
         stack.push_async_callback(pool.close)

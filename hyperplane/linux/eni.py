@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from hyperplane.errors import AddressInUse, HyperplaneError, InvalidValue, NamespaceNotFound
+from hyperplane.errors import AddressInUse, HyperplaneError, InvalidValue, NamespaceNotFound, PermissionMissing
 from hyperplane.linux import arp, netlink, repair, rtnl, segments, steering, tun
 from hyperplane.linux.device import Shape
 from hyperplane.linux.namespaces import Namespace, NamespaceThreads, open_namespace
@@ -71,6 +71,7 @@ class EniDevice:
     _looked: float = float("-inf")  # when _present was found
     _taken: dict[_Place, tuple[str, float]] = field(default_factory=dict)  # on a segment: who has it, found when
     _said: tuple[str, ...] = ()  # why a segment cannot work
+    _mute: str = ""  # why neighbours cannot be told
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -105,7 +106,8 @@ class EniDevice:
             if self._served and not self.shape.forwards:
                 self.shape = replace(self.shape, forwards=True)
                 differences += repair.put_right(self.fd, self.shape)
-            return Report(tuple(differences), tuple(self._troubles()), self._announce())
+            again = self._announce()
+            return Report(tuple(differences), tuple(self._troubles()), again)
 
     def _find_segments(self) -> None:
         found = segments.find(self.addresses)
@@ -137,7 +139,7 @@ class EniDevice:
         for device in dict.fromkeys(place.device for place in new):
             ours = netlink.proxies(device)
             unknown = {place.address: place for place in new if place.device == device and place.address not in ours}
-            holders = arp.probe(device, tuple(unknown)) if unknown else {}
+            holders = _holders(device, tuple(unknown)) if unknown else {}
             for address, place in unknown.items():
                 self._taken.pop(place, None)
                 if address in holders:
@@ -182,12 +184,19 @@ class EniDevice:
                 heard.announce = [at for at in heard.announce if at > now]
             later += heard.announce[:1]
         for device, addresses in devices.items():
-            with suppress(HyperplaneError, OSError):  # it goes down just now: announced when it comes up
+            try:
                 arp.announce(device, addresses)
+                self._mute = ""
+            except PermissionMissing as error:
+                self._mute = f"neighbours are neither asked nor told where ENI addresses are: {error}"
+            except (HyperplaneError, OSError):  # it goes down just now: announced when it comes up
+                continue
         return max(min(later) - now, 0.0) if later else None
 
     def _troubles(self) -> Iterable[str]:
         yield from self._said
+        if self._mute:
+            yield self._mute
         for place, (mac, _) in self._taken.items():
             yield (
                 f"{mac} has {place.address} on {place.device} too: it is not answered for there; take it from that"
@@ -309,12 +318,25 @@ def _probe_segments(addresses: Sequence[IPv4Address]) -> set[_Place]:
     """The segments on which nobody has them (RFC 5227). Raises AddressInUse."""
     places = [_Place(one.device, one.link.index, one.address) for one in segments.find(addresses)]
     for device in dict.fromkeys(place.device for place in places):
-        holders = arp.probe(device, tuple(place.address for place in places if place.device == device))
+        holders = _holders(device, tuple(place.address for place in places if place.device == device))
         for address, holder in holders.items():
-            message = f"{address} is in use on {device} by {holder.mac}"
+            by = (
+                f"{holder.mac}, which answers for it (another ENI's host, or a router)"
+                if holder.by_proxy
+                else holder.mac
+            )
+            message = f"{address} is in use on {device} by {by}"
             remedy = "reserve it in the subnet, or give another address"
             raise AddressInUse(message, resource=str(address), remedy=remedy)
     return set(places)
+
+
+def _holders(device: str, addresses: Sequence[IPv4Address]) -> dict[IPv4Address, arp.Holder]:
+    """None where ARP is not permitted: then nobody can be asked, and put_right() says so."""
+    try:
+        return arp.probe(device, addresses)
+    except PermissionMissing:
+        return {}
 
 
 def _remove_proxy(segment: str, address: IPv4Address) -> None:
