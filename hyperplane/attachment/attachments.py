@@ -25,9 +25,10 @@ from hyperplane.linux import tun
 from hyperplane.linux.eni import create_eni, withdraw_eni
 from hyperplane.linux.jobs import HalfWay, Jobs
 from hyperplane.linux.namespaces import NamespaceThreads, open_namespace, raise_descriptor_limit
+from hyperplane.linux.processes import Token
 from hyperplane.linux.reaper import THREADS_AT_THE_END, Reaper, close_all
 from hyperplane.linux.tunnel import make_tunnel, take_tunnel
-from hyperplane.linux.watch import NamespaceWatch, Token
+from hyperplane.linux.watch import NamespaceWatch
 from hyperplane.model import SecurityGroup, Timers, UdpMapping
 from hyperplane.resources import INSIDE_ADDRESS
 

@@ -33,8 +33,9 @@ from hyperplane.errors import (
     TooManyRequests,
 )
 from hyperplane.linux.namespaces import Namespace, NamespaceThreads
+from hyperplane.linux.processes import Token
 from hyperplane.linux.tunnel import TunnelDevice
-from hyperplane.linux.watch import NamespaceWatch, Token
+from hyperplane.linux.watch import NamespaceWatch
 from hyperplane.resources import Environment, EnvironmentState, Timings
 
 T = TypeVar("T")
