@@ -7,7 +7,6 @@ predecessor may have died half way.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,27 +14,26 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePath
-from typing import Any
 
 from msgspec.structs import replace
 
 from hyperplane.control import Attach, MakeEni, RemoveEni, TunnelSpec, UpdateEni
 from hyperplane.daemon.fresh import FreshNamespaces
+from hyperplane.daemon.occupied import Occupied
 from hyperplane.daemon.points import NO_POINTS, CommitPoints
-from hyperplane.errors import HyperplaneError, InvalidValue, ResourceConflict
+from hyperplane.daemon.whereabouts import namespace_key
+from hyperplane.errors import HyperplaneError, InvalidValue
 from hyperplane.ipc.messages import LinkSpec
 from hyperplane.ipc.mirror import Link
 from hyperplane.ipc.remote import RemoteEngine
 from hyperplane.linux import tun
 from hyperplane.linux.eni import EniDevice, adopt_eni, clear_leftovers, create_eni, withdraw_eni
 from hyperplane.linux.jobs import HalfWay
-from hyperplane.linux.namespaces import Key, Namespace, NamespaceThreads, key_of, open_namespace
+from hyperplane.linux.namespaces import Key, Namespace, NamespaceThreads, open_namespace
 from hyperplane.linux.reaper import Reaper, close_all
 from hyperplane.linux.tunnel import Shape, TunnelDevice, make_tunnel
 from hyperplane.model import SecurityGroup
-from hyperplane.resources import Eni
-
-_Place = tuple[Key, str]  # a namespace, and the name of a device in it
+from hyperplane.resources import Eni, Environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +58,16 @@ class Actuator:
         reaper: Reaper,
         fresh: FreshNamespaces,
         point: CommitPoints = NO_POINTS,
+        name: Callable[[str], str] = str,
     ) -> None:
+        """name: an environment's, by its id; it is called in threads."""
         self._engine = engine
         self._threads = threads
         self._reaper = reaper
         self._fresh = fresh
         self._point = point
         self._enis: dict[str, EniDevice] = {}
-        self._lock = threading.Lock()
-        self._given: dict[_Place, str] = {}  # devices that came by a descriptor, and the environment that each is of
+        self.occupied = Occupied(engine.link, name)
 
     # ENIs
 
@@ -183,27 +182,40 @@ class Actuator:
         if device is None and action.descriptor:
             raise InvalidValue("the descriptor is gone", resource=environment.id, remedy="start it again")
         if device is None:
-            shape = shape_of(action.tunnel)
-            # A fresh one that was attached before has a namespace.
-            if target := action.namespace or environment.namespace:
-                vpc = self.vpc_key(environment.eni)
-                device = make_tunnel(
-                    target, shape, self._threads, self._reaper, vpc=vpc, check=partial(self._check, check)
-                )
-            else:
-                device = self._fresh.make(shape)
+            device = self._make(action, check)
         self._point("tunnel device made")
         asking = time.perf_counter()
         try:
             if device.namespace is None:
-                self.recall(environment.id, device.fd)
+                self.occupied.take_device(device.fd, environment.id)
             self._engine.add(tunnel_link(environment.id, action.tunnel), device.fd)
         except BaseException as error:
-            self._forget(environment.id, device.fd)
+            self.occupied.release(environment.id)
             raise HalfWay(error, self.discard(device, fresh=action.fresh)) from None
         engine = time.perf_counter() - asking
         self._point("tunnel told")
         return Attached(device, begun, engine)
+
+    def _make(self, action: Attach, check: Callable[[Namespace], None] | None) -> TunnelDevice:
+        environment, shape = action.environment, shape_of(action.tunnel)
+        try:
+            # A fresh one that was attached before has a namespace.
+            if target := action.namespace or environment.namespace:
+                return make_tunnel(
+                    target,
+                    shape,
+                    self._threads,
+                    self._reaper,
+                    vpc=self.vpc_key(environment.eni),
+                    check=partial(self._check, check, environment),
+                )
+            device = self._fresh.make(shape)
+            if device.namespace:
+                self.occupied.take_namespace(device.namespace, device.device, environment.id)
+            return device
+        except BaseException:
+            self.occupied.release(environment.id)
+            raise
 
     def prepare(self, id_: str, tunnel: TunnelSpec) -> Namespace:
         """A fresh namespace with the tunnel of an environment that has yet to come: nobody is in it. Raises as
@@ -211,26 +223,13 @@ class Actuator:
         device = self._fresh.make(shape_of(tunnel))
         assert device.namespace
         try:
+            self.occupied.take_namespace(device.namespace, device.device, id_)
             self._engine.add(tunnel_link(id_, tunnel), device.fd)
         except BaseException as error:
+            self.occupied.release(id_)
             raise HalfWay(error, self.discard(device, fresh=True)) from None
         self._point("tunnel prepared")
         return device.namespace
-
-    def recall(self, environment: str, fd: int) -> None:
-        """The device that was handed in for this environment. Raises ResourceConflict when another one has it too: each
-        would read some of its packets."""
-        place = _place(fd)
-        if place is None:  # it is gone: the engine says so
-            return
-        with self._lock:
-            holder = self._given.get(place, environment)
-            link = self._engine.link(holder) if holder != environment else None
-            if link and _place(link.fd) == place:
-                message = f"device {place[1]} is the tunnel of environment {holder} already"
-                remedy = "delete that one first, or open another TUN"
-                raise ResourceConflict(message, resource=place[1], remedy=remedy, field="descriptor")
-            self._given[place] = environment
 
     def discard(self, device: TunnelDevice, *, fresh: bool) -> Future[None]:
         """A device that the engine does not have, and its namespace when that is fresh."""
@@ -249,7 +248,7 @@ class Actuator:
         """Removes the tunnel, and the namespace, a fresh one ("": none); whatever of it there is. What is returned is
         done when the device is gone. Raises EngineError, DeviceError, PermissionMissing."""
         fd = self._engine.remove(environment)
-        self._forget(environment, fd)
+        self.occupied.release(environment)
         self._point("tunnel removed")
         try:
             if namespace:
@@ -263,20 +262,16 @@ class Actuator:
         link = self._engine.link(environment)
         return link.number if link else None
 
-    def _forget(self, environment: str, fd: int) -> None:
-        """What recall() has noted."""
-        if self._given and fd >= 0 and (place := _place(fd)):
-            with self._lock:
-                if self._given.get(place) == environment:
-                    del self._given[place]
-
-    def _check(self, further: Callable[[Namespace], None] | None, namespace: Namespace) -> None:
+    def _check(
+        self, further: Callable[[Namespace], None] | None, environment: Environment, namespace: Namespace
+    ) -> None:
         if namespace.key == self._threads.home:
             message = f"namespace {namespace.name} is the daemon's own"
             remedy = "give the environment's: its routes would become the host's"
             raise InvalidValue(message, resource=namespace.name, remedy=remedy, field="namespace")
         if further:
             further(namespace)
+        self.occupied.take_namespace(namespace, environment.device, environment.id)
 
     def _close(self, fd: int) -> Future[None] | None:
         return self._reaper.close(fd) if fd >= 0 else None
@@ -313,36 +308,6 @@ def shape_of(tunnel: TunnelSpec) -> Shape:
     return Shape(tunnel.device, tunnel.inside_address, tunnel.mtu, tunnel.routes)
 
 
-def remembered(namespace: Namespace | None) -> dict[str, Any] | None:
-    """What is kept with an environment, to tell its namespace from a later one of the same name or process number."""
-    return {"netns": list(namespace.key)} if namespace else None
-
-
 def rules(groups: tuple[SecurityGroup, ...]) -> tuple[str, ...]:
     """What all of them allow together, as the engine is told it."""
     return tuple(dict.fromkeys(str(rule) for group in groups for rule in group.rules))
-
-
-def _place(fd: int) -> _Place | None:
-    """The device behind a descriptor; None when it is gone."""
-    try:
-        name, _ = tun.device_of(fd)
-        namespace = tun.namespace_of(fd)
-    except OSError:
-        return None
-    try:
-        return key_of(namespace), name
-    finally:
-        os.close(namespace)
-
-
-def namespace_key(link: Link) -> Key | None:
-    """The namespace that a link's device is in; None when the device is gone."""
-    try:
-        fd = tun.namespace_of(link.fd)
-    except OSError:
-        return None
-    try:
-        return key_of(fd)
-    finally:
-        os.close(fd)

@@ -22,6 +22,7 @@ from hyperplane.daemon.places import Places
 from hyperplane.daemon.points import NO_POINTS, CommitPoints
 from hyperplane.daemon.pool import Pool
 from hyperplane.daemon.reconcile import Reconciler, boot_id
+from hyperplane.daemon.senders import Senders
 from hyperplane.daemon.service import Service
 from hyperplane.daemon.supervisor import Supervisor
 from hyperplane.errors import HyperplaneError
@@ -101,7 +102,7 @@ class Daemon:
             log.warning(notice)
 
         fresh = FreshNamespaces(places.mark, threads, reaper)
-        actuator = Actuator(supervisor.remote, threads, reaper, fresh, self._point)
+        actuator = Actuator(supervisor.remote, threads, reaper, fresh, self._point, lambda id_: _name(control, id_))
         control = Control(SystemRandom())
         control.load(store.load())
         self._pool = pool = Pool(
@@ -113,6 +114,8 @@ class Daemon:
         stack.push_async_callback(pool.close)
         executor.ledger = ledger = Ledger(control, store, executor.carry, executor.kept)
         stack.callback(ledger.flush)
+        executor.senders = Senders(asyncio.get_running_loop(), ledger)
+        stack.callback(executor.senders.close)
         stack.push_async_callback(executor.close, PATIENCE)
 
         reconciler = Reconciler(ledger, executor, actuator, supervisor.remote, reaper, fresh, pool)
@@ -155,6 +158,12 @@ class Daemon:
             task = asyncio.get_running_loop().create_task(self._reconciler.on_request())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+
+def _name(control: Control, environment: str) -> str:
+    """Of an environment; the id of one that is only prepared. Its one look-up needs no turn of the event loop."""
+    found = control.find("environment", environment, None)
+    return found.name if found else environment
 
 
 def _about_engine(engine: RemoteEngine, wanted: Mapping[str, object], *, store_lost: bool) -> Iterator[str]:

@@ -18,9 +18,8 @@ died with an engine are made again, and after a reboot of the host every environ
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -28,15 +27,15 @@ from typing import Any, Final, Literal
 import structlog
 
 from hyperplane.control import MakeEni, RemoveEni, UpdateEni
-from hyperplane.daemon.actuator import Actuator, namespace_key, rules
+from hyperplane.daemon.actuator import Actuator, rules
 from hyperplane.daemon.executor import Executor
 from hyperplane.daemon.fresh import FreshNamespaces
 from hyperplane.daemon.ledger import Ledger
 from hyperplane.daemon.pool import Pool
-from hyperplane.errors import HyperplaneError, NamespaceNotFound, ResourceConflict
+from hyperplane.daemon.whereabouts import MOVED, Found, ended, look, named_by_process, namespace_key, process_lost
+from hyperplane.errors import HyperplaneError, ResourceConflict
 from hyperplane.ipc.mirror import Link
 from hyperplane.ipc.remote import RemoteEngine
-from hyperplane.linux.namespaces import Namespace, open_namespace
 from hyperplane.linux.reaper import Reaper
 from hyperplane.linux.settings import SETTINGS
 from hyperplane.resources import Change, Eni, EniState, Environment, EnvironmentState, FunctionState, Kind, Plan
@@ -45,15 +44,6 @@ BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 UNANSWERED: Final = "the daemon was restarted while it was being attached"
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What has become of an environment. missing: its device or link, while its namespace lives."""
-
-    state: Literal["right", "missing", "gone"]
-    reason: str = ""
-    namespace: Namespace | None = None
 
 
 class Reconciler:
@@ -116,8 +106,8 @@ class Reconciler:
                 await self._compare_eni(eni)
         attached = [one for one in self._environments() if one.state is EnvironmentState.ATTACHED]
         known = [one for one in attached if not self._executor.under_way(one.id)]
-        keys = {one.id: self._ledger.control.internals(one.id).get("netns") for one in known}
-        found = await self._run(lambda: [self._inspect(one, keys[one.id]) for one in known])
+        kept = {one.id: self._ledger.control.internals(one.id) for one in known}
+        found = await self._run(lambda: [self._inspect(one, kept[one.id]) for one in known])
         for environment, each in zip(known, found, strict=True):
             await self._compare_environment(environment, each)
         for id_ in await self._run(lambda ids: [one for one in ids if not self._has_device(one)], self._pool.ids()):
@@ -127,6 +117,10 @@ class Reconciler:
         action = self._ledger.control.make_action(eni.id)
         namespace = await self._run(self._actuator.adopt_eni, eni, action.namespace)
         if namespace is None:
+            if reason := await self._run(process_lost, action.namespace, action.internals):
+                self._note("delete", "eni", eni.id, reason=("", reason))
+                self._executor.lose_eni(eni.id, f"the VPC's {reason}")
+                return
             self._note("update", "eni", eni.id, device=("missing", eni.device))
             try:
                 namespace = await self._executor.run(self._actuator.remake_eni, action)
@@ -141,7 +135,7 @@ class Reconciler:
             self._note("update", "eni", eni.id, rules=(", ".join(link.spec.rules), ", ".join(wanted)))
             self._ledger.begin([UpdateEni(eni=eni, security_groups=action.security_groups)])
 
-    async def _compare_environment(self, environment: Environment, found: _Found) -> None:
+    async def _compare_environment(self, environment: Environment, found: Found) -> None:
         current = self._ledger.control.find("environment", environment.id, None)
         if current is None or current.state is not EnvironmentState.ATTACHED or self._executor.under_way(current.id):
             return  # changed meanwhile
@@ -151,17 +145,22 @@ class Reconciler:
             self._note("delete", "environment", environment.name, reason=("", found.reason))
             self._executor.end(environment, found.reason)
         elif found.state == "missing":
-            self._note("update", "environment", environment.name, device=("missing", environment.device))
+            if found.reason == MOVED:
+                log.warning("the device was moved to another namespace", environment=current.id, device=current.device)
+            device = (found.reason or "missing", environment.device)
+            self._note("update", "environment", environment.name, device=device)
             fd = await self._run(self._engine.remove, environment.id)
             closing = asyncio.wrap_future(self._reaper.close(fd)) if fd >= 0 else None
             self._executor.reattach(environment, closing)
-        elif found.namespace:
+        elif found.namespace or not environment.namespace:
             self._executor.watch_again(environment, found.namespace)
 
     def _try_again(self) -> None:
-        """Functions that have failed: their VPC's namespace may be there by now."""
+        """Functions that have failed: their VPC's namespace may be there by now. But when that is a process's, its
+        number may have gone to another one: then somebody has to apply it again."""
         control = self._ledger.control
         failed = [one for one in control.list("function") if one.state is FunctionState.FAILED]
+        failed = [one for one in failed if not named_by_process(control.get("vpc", one.vpc, None).namespace)]
         for account in dict.fromkeys(one.account for one in failed):
             names = {one.name for one in failed if one.account == account}
             for spec in control.export(account).function:
@@ -172,28 +171,26 @@ class Reconciler:
                     except HyperplaneError as error:
                         log.warning("function still fails", function=spec.name, error=str(error))
 
-    def _inspect(self, environment: Environment, remembered: Any) -> _Found:
+    def _inspect(self, environment: Environment, kept: Mapping[str, Any]) -> Found:
         """In a thread."""
-        link = self._engine.link(environment.id)
-        key = namespace_key(link) if link else None
+        link, occupied = self._engine.link(environment.id), self._actuator.occupied
         if not environment.namespace:
             if link is None:
-                return _Found("gone", "its descriptor was lost with the engine")
+                return Found("gone", "its descriptor was lost with the engine")
+            if ended(kept):
+                return Found("gone", f"process {environment.pid} ended")
             with suppress(ResourceConflict):  # one that an older version let in
-                self._actuator.recall(environment.id, link.fd)
-            return _Found("right") if key else _Found("gone", "its device was deleted")
+                occupied.take_device(link.fd, environment.id)
+            return Found("right") if namespace_key(link) else Found("gone", "its device was deleted")
         try:
-            with open_namespace(environment.namespace) as namespace:
-                found = namespace.closed()
-        except NamespaceNotFound:
-            return _Found("gone", _gone(environment))
+            found = look(environment, kept, link)
         except HyperplaneError as error:  # no descriptor left, for instance: it may live
             log.warning("environment cannot be looked at", environment=environment.id, error=str(error))
-            return _Found("right")
-        expected = key or (tuple(remembered) if remembered else found.key)
-        if found.key != expected:
-            return _Found("gone", _gone(environment))
-        return _Found("right" if key else "missing", namespace=found)
+            return Found("right")
+        if found.namespace:
+            with suppress(ResourceConflict):  # as above
+                occupied.take_namespace(found.namespace, environment.device, environment.id)
+        return found
 
     def _has_device(self, link: str) -> bool:
         found = self._engine.link(link)
@@ -264,9 +261,3 @@ def boot_id() -> str:
         return BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:
         return ""
-
-
-def _gone(environment: Environment) -> str:
-    if environment.pid:
-        return f"process {environment.pid} ended"
-    return f"namespace {environment.namespace} was deleted"

@@ -114,6 +114,15 @@ def owner_of(fd: int) -> int:
         os.close(user_namespace)
 
 
+def path_of(name: str) -> str:
+    """The file that stands for a namespace that open_namespace() takes by this text; "" for a descriptor."""
+    if name.startswith("pid:"):
+        return process_path(int(name[4:]))
+    if name.startswith("fd:"):
+        return ""
+    return os.path.abspath(name) if "/" in name else f"{NETNS_RUN_DIR}/{name}"
+
+
 def _of_process(pid: int) -> Namespace:
     name, path = f"pid:{pid}", process_path(pid)
     return _checked(_open(path, name), name, path=path, pid=pid, loose=True)

@@ -6,13 +6,14 @@ import asyncio
 import errno
 import os
 import select
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from typing import Final
 
 from hyperplane.linux.namespaces import descriptors_exhausted
 
 Token = Hashable
+Process = tuple[int, int]  # its number, and when it began
 
 STATE, STARTTIME = 0, 19  # fields of /proc/PID/stat after the command's name (proc_pid_stat(5))
 OVER: Final = ("Z", "X")  # zombie, dead
@@ -34,6 +35,18 @@ def started(pid: int) -> int:
     except OSError:
         return 0
     return 0 if len(fields) <= STARTTIME or fields[STATE] in OVER else int(fields[STARTTIME])
+
+
+def process(pid: int) -> Process | None:
+    """What stands for process pid, however often its number is given away; None when it has ended."""
+    began = started(pid) if pid > 0 else 0
+    return (pid, began) if began else None
+
+
+def same_process(known: Sequence[int]) -> bool:
+    """Whether a process that is known by process() lives. known: also as it comes out of JSON."""
+    pid, began = known
+    return began > 0 and started(pid) == began
 
 
 class ProcessWatch:

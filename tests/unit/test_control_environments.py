@@ -316,8 +316,10 @@ class TestPrepared:
         def prepared(tunnel: TunnelSpec) -> Prepared:
             raise AssertionError
 
-        for more in ({"namespace": "box"}, {"descriptor": "token"}):
-            spec = EnvironmentSpec(function="f", **more)
+        for spec in (
+            EnvironmentSpec(function="f", namespace="box"),
+            EnvironmentSpec(function="f", descriptor="token"),
+        ):
             world.control.start_environment(spec, world.now, prepared)
         world.function("pending", ("b",))
         waits = world.control.start_environment(EnvironmentSpec(function="pending"), world.now, prepared)
