@@ -77,6 +77,10 @@ class EnvironmentState(StrEnum):
     ENDED = "ended"
 
 
+Sender = Literal["", "running", "gone"]
+SENDERS: Final[tuple[Sender, ...]] = ("running", "gone")
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The base of everything that somebody sends."""
 
@@ -163,6 +167,7 @@ class EnvironmentSpec(Request, frozen=True, kw_only=True, forbid_unknown_fields=
     namespace: a name, a path or pid:N. descriptor: what the descriptor socket gave for an open TUN. Neither: a fresh
     namespace is made, and deleted when the environment ends. name: unique among those that run; "" makes one up.
     device: of the TUN in the namespace. routed: None: as the function says.
+    device: of the TUN in the namespace. pid: with a descriptor, the process that the environment ends with; 0: none.
     """
 
     function: str
@@ -172,6 +177,7 @@ class EnvironmentSpec(Request, frozen=True, kw_only=True, forbid_unknown_fields=
     name: str = ""
     device: str = "eth0"
     routed: bool | None = None
+    pid: int = 0
     client_token: str = ""
 
 
@@ -287,8 +293,9 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
 class Environment(Resource, frozen=True, kw_only=True):
     """One running copy. function, eni: ids. namespace: "" when it came by a descriptor; fresh: the daemon made it.
 
-    pid: of the process that the namespace was found through, 0 for none. ended: seconds since the epoch. reason: why it
-    ended, in words.
+    pid: of the process that it ends with: through which the namespace was found, or that was named with a descriptor; 0
+    for none. sender: whether the process that sent its descriptor still runs, where no pid was named with it; "" for
+    others. ended: seconds since the epoch. reason: why it ended, in words.
     """
 
     function: str
@@ -300,6 +307,7 @@ class Environment(Resource, frozen=True, kw_only=True):
     state: EnvironmentState
     fresh: bool = False
     pid: int = 0
+    sender: Sender = ""
     timings: Timings | None = None
     ended: float = 0.0
     reason: str = ""

@@ -19,17 +19,19 @@ from typing import Any, Self
 
 from hyperplane.attachment.attachment import Attachment, Made, OpenEni, Timings
 from hyperplane.attachment.keeping import Keeping, Observer
+from hyperplane.attachment.places import Place, Places
 from hyperplane.attachment.plan import LARGEST_MTU, LEAST_MTU, Plan, plan_of
 from hyperplane.dataplane import Engine, Eni, checks
 from hyperplane.errors import EngineError, InvalidValue
 from hyperplane.linux import tun
 from hyperplane.linux.eni import create_eni, withdraw_eni
 from hyperplane.linux.jobs import HalfWay, Jobs
-from hyperplane.linux.namespaces import NamespaceThreads, open_namespace, raise_descriptor_limit
+from hyperplane.linux.namespaces import Namespace, NamespaceThreads, open_namespace, raise_descriptor_limit
+from hyperplane.linux.processes import Token
 from hyperplane.linux.reaper import THREADS_AT_THE_END, Reaper, close_all
 from hyperplane.linux.tunnel import make_tunnel, take_tunnel
 from hyperplane.linux.upkeep import Upkeep
-from hyperplane.linux.watch import NamespaceWatch, Token
+from hyperplane.linux.watch import NamespaceWatch
 from hyperplane.model import SecurityGroup, Timers, UdpMapping
 from hyperplane.resources import INSIDE_ADDRESS
 
@@ -62,6 +64,7 @@ class Attachments:
         self._in_loop = checks.instance("in_loop", in_loop, bool)
         self._observer = checks.instance("observer", observer, Observer) if observer else Observer()
         self._enis: dict[Eni, OpenEni] = {}
+        self._places = Places()
         self._closing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -204,8 +207,8 @@ class Attachments:
         a duplicate is kept, and device, routed and routes do not apply. name: of the tunnel, unique on the ENI, by
         default the namespace's. max_flows: the tunnel's own limit, 0 for none.
 
-        Raises InvalidValue, NamespaceNotFound, AddressInUse, DeviceError, NotATunnel, PermissionMissing, EngineError;
-        then, and when cancelled, nothing is left.
+        Raises InvalidValue, NamespaceNotFound, ResourceConflict (another attachment has that device), AddressInUse,
+        DeviceError, NotATunnel, PermissionMissing, EngineError; then, and when cancelled, nothing is left.
         """
         opened = self._opened(eni)
         plan = plan_of(
@@ -265,11 +268,24 @@ class Attachments:
     # In threads: making and unmaking
 
     def _make(self, plan: Plan) -> Made:
+        taken: list[Place] = []
+        try:
+            return self._make_at(plan, taken)
+        except BaseException:
+            for place in taken:
+                self._places.release(place)
+            raise
+
+    def _make_at(self, plan: Plan, taken: list[Place]) -> Made:
+        def take(namespace: Namespace) -> None:
+            name = plan.name or basename(namespace.name)
+            taken.append(self._places.take(namespace, plan.shape.device, name))
+
         begun = time.perf_counter()
         if plan.by_descriptor and isinstance(plan.target, int):
             made = take_tunnel(plan.target)
         else:
-            made = make_tunnel(plan.target, plan.shape, self._threads, self._reaper, vpc=plan.vpc)
+            made = make_tunnel(plan.target, plan.shape, self._threads, self._reaper, vpc=plan.vpc, check=take)
         told = time.perf_counter()
         try:
             tunnel = self.engine.add_tunnel(
@@ -291,6 +307,8 @@ class Attachments:
         # Refused when the caller closed the engine or removed the tunnel: then it has let go of the descriptor too.
         with suppress(EngineError, InvalidValue):
             self.engine.remove(made.tunnel)
+        if made.namespace:
+            self._places.release((made.namespace.key, made.device))
         return self._reaper.close(made.fd)
 
     def _unmake_eni(self, opened: OpenEni) -> Future[None]:

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from hyperplane.resources import (
+    SENDERS,
     EniState,
     EnvironmentState,
     FunctionSpec,
@@ -142,15 +143,16 @@ NOUNS: Final = (
         plural="environments",
         short="Running copies of functions; start, list, show, delete.",
         help="Running copies of functions, each with a tunnel to an ENI.",
-        columns=("name", "id", "function", "eni", "namespace", "device", "inside_address", "state", "reason"),
+        columns=("name", "id", "function", "eni", "namespace", "device", "inside_address", "state", "sender", "reason"),
         filters={
             "name": NAME,
             "state": "Those in this state.",
             "function": "Those of this function.",
             "eni": "Those on this ENI.",
             "namespace": "Those in this namespace.",
+            "sender": "Those whose descriptor was sent by a process that runs, or is gone.",
         },
-        choices={"state": tuple(str(state) for state in EnvironmentState)},
+        choices={"state": tuple(str(state) for state in EnvironmentState), "sender": SENDERS},
     ),
 )
 

@@ -12,10 +12,11 @@ from typing import Any
 import structlog
 
 from hyperplane.control import Control, MakeEni
-from hyperplane.daemon.actuator import Actuator, Condition
-from hyperplane.daemon.eni_actuator import EniActuator, namespace_key
+from hyperplane.daemon.actuator import Actuator
+from hyperplane.daemon.eni_actuator import EniActuator
 from hyperplane.daemon.executor import Executor
 from hyperplane.daemon.pool import Pool
+from hyperplane.daemon.whereabouts import Found, namespace_key, process_lost
 from hyperplane.errors import HyperplaneError, NamespaceNotFound
 from hyperplane.ipc.remote import RemoteEngine
 from hyperplane.linux.namespaces import Namespace, NamespaceThreads
@@ -96,21 +97,21 @@ class Caretaker:
         """The same. When its namespace is gone it ends."""
         return await self._executor.in_turn("environment", id_, lambda: self._look_at_environment(id_))
 
-    async def inspect(self, environments: Sequence[Environment]) -> dict[str, Condition]:
+    async def inspect(self, environments: Sequence[Environment]) -> dict[str, Found]:
         """What has become of environments that are attached, by their ids; changes nothing."""
         if not environments:
             return {}
         actions = [self._control.attach_action(one.id) for one in environments]
-        expected = [self._expected(one.id) for one in environments]
+        kept = [self._control.internals(one.id) for one in environments]
 
-        def look() -> dict[str, Condition]:
+        def look() -> dict[str, Found]:
             found = {}
-            for action, key in zip(actions, expected, strict=True):
+            for action, known in zip(actions, kept, strict=True):
                 try:
-                    found[action.environment.id] = self._actuator.inspect(action, key, self._threads)
+                    found[action.environment.id] = self._actuator.inspect(action, known, self._threads)
                 except HyperplaneError as error:  # no descriptor left, for instance: it may live
                     log.warning("environment cannot be looked at", environment=action.environment.id, error=str(error))
-                    found[action.environment.id] = Condition("right")
+                    found[action.environment.id] = Found("right")
             return found
 
         return await self._executor.run_for_eni(look)
@@ -130,6 +131,9 @@ class Caretaker:
                     raise DeviceLost("missing")
                 report: Report = await self._executor.run_for_eni(self._enis.look_after, id_, thorough)
             except DeviceLost as error:
+                if reason := await self._executor.run_for_eni(process_lost, action.namespace, action.internals):
+                    self._executor.lose_eni(id_, f"the VPC's {reason}")
+                    return NOTHING
                 lost = (Difference("device", error.message, eni.device),)
                 log.warning("the device of an ENI is made again: its flows are lost", eni=id_, reason=error.message)
                 namespace = await self._remade(action)
@@ -164,9 +168,9 @@ class Caretaker:
             return NOTHING
         if environment.eni in self._remaking:
             return Report(again=0.0)
-        action, expected = self._control.attach_action(id_), self._expected(id_)
-        found: Condition = await self._executor.run_for_eni(
-            self._actuator.inspect, action, expected, self._threads, repair=True
+        action, kept = self._control.attach_action(id_), self._control.internals(id_)
+        found: Found = await self._executor.run_for_eni(
+            self._actuator.inspect, action, kept, self._threads, repair=True
         )
         if self._attached(id_) is None:
             return NOTHING
@@ -187,11 +191,6 @@ class Caretaker:
     def _attached(self, id_: str) -> Environment | None:
         environment: Environment | None = self._control.find("environment", id_, None)
         return environment if environment and environment.state is EnvironmentState.ATTACHED else None
-
-    def _expected(self, id_: str) -> tuple[int, int] | None:
-        """The key of the namespace that it was attached in."""
-        kept = self._control.internals(id_).get("netns")
-        return (kept[0], kept[1]) if kept else None
 
     def _has_device(self, link: str) -> bool:
         found = self._engine.link(link)

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from hyperplane.control import MakeEni, RemoveEni, UpdateEni
 from hyperplane.daemon.points import NO_POINTS, CommitPoints
+from hyperplane.daemon.whereabouts import namespace_key
 from hyperplane.errors import HyperplaneError
 from hyperplane.ipc.messages import LinkSpec
 from hyperplane.ipc.mirror import Link
@@ -22,7 +23,7 @@ from hyperplane.ipc.remote import RemoteEngine
 from hyperplane.linux import tun
 from hyperplane.linux.eni import EniDevice, adopt_eni, clear_leftovers, create_eni, withdraw_eni
 from hyperplane.linux.jobs import HalfWay
-from hyperplane.linux.namespaces import Key, Namespace, NamespaceThreads, key_of, open_namespace
+from hyperplane.linux.namespaces import Key, Namespace, NamespaceThreads, open_namespace
 from hyperplane.linux.reaper import Reaper, close_all
 from hyperplane.linux.repair import DELETED, DeviceLost, Report
 from hyperplane.model import SecurityGroup
@@ -173,15 +174,3 @@ def eni_spec(action: MakeEni) -> LinkSpec:
 def rules(groups: tuple[SecurityGroup, ...]) -> tuple[str, ...]:
     """What all of them allow together, as the engine is told it."""
     return tuple(dict.fromkeys(str(rule) for group in groups for rule in group.rules))
-
-
-def namespace_key(link: Link) -> Key | None:
-    """The namespace that a link's device is in; None when the device is gone."""
-    try:
-        fd = tun.namespace_of(link.fd)
-    except OSError:
-        return None
-    try:
-        return key_of(fd)
-    finally:
-        os.close(fd)

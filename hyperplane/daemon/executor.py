@@ -15,14 +15,16 @@ from typing import Any, Final, TypeVar, assert_never
 import structlog
 
 from hyperplane.control import Action, Attach, Detach, MakeEni, RemoveEni, UpdateEni
-from hyperplane.daemon.actuator import Actuator, Attached, remembered
+from hyperplane.daemon.actuator import Actuator, Attached
 from hyperplane.daemon.drains import Drains
 from hyperplane.daemon.eni_actuator import EniActuator
 from hyperplane.daemon.ledger import Changes, Ledger
 from hyperplane.daemon.points import CommitPoints
 from hyperplane.daemon.pool import Pool
+from hyperplane.daemon.senders import Senders
 from hyperplane.daemon.turns import Turns
 from hyperplane.daemon.watches import Watches
+from hyperplane.daemon.whereabouts import remembered, remembered_of_descriptor
 from hyperplane.dataplane.reader import Reader
 from hyperplane.errors import (
     DeviceError,
@@ -35,8 +37,8 @@ from hyperplane.errors import (
     TooManyRequests,
 )
 from hyperplane.linux.namespaces import Namespace, NamespaceThreads
+from hyperplane.linux.processes import Process, Token, same_process
 from hyperplane.linux.tunnel import TunnelDevice
-from hyperplane.linux.watch import Token
 from hyperplane.resources import Environment, EnvironmentState, Kind, Timings
 
 T = TypeVar("T")
@@ -51,21 +53,24 @@ log = structlog.get_logger()
 @dataclass(slots=True)
 class Start:
     """What a start needs beyond the action. asked: when (time.perf_counter()); decided, waited: seconds until it was
-    decided, and for its ENI."""
+    decided, and for its ENI. process: that an environment on a descriptor ends with; sender: who sent that."""
 
     asked: float
     answer: asyncio.Future[Environment]
     check: Callable[[Namespace], None] | None = None
     device: TunnelDevice | None = None
+    process: Process | None = None
+    sender: Process | None = None
     decided: float = 0.0
     waited: float = 0.0
 
 
 class Executor:
-    """ledger and watch are set once they are there: they call back."""
+    """ledger, watch and senders are set once they are there: they call back."""
 
     ledger: Ledger
     watch: Watches
+    senders: Senders
 
     def __init__(
         self,
@@ -216,7 +221,7 @@ class Executor:
             told = error
             self.ledger.event(lambda now: self.ledger.control.eni_failed(id_, told, now))
             return
-        self.ledger.event(lambda now: self.ledger.control.eni_made(id_, now))
+        self.ledger.event(lambda now: self.ledger.control.eni_made(id_, now, internals=remembered(namespace)))
         self._point("eni stored")
         self.watch_eni(id_, namespace)
 
@@ -255,7 +260,7 @@ class Executor:
         submitted = time.perf_counter()
         try:
             attached = await self._turns.run(self._actuator.attach, action, device, start.check)
-            await self._watch_environment(action.environment, attached.namespace)
+            await self._watch_environment(action.environment, attached.namespace, start.process)
         except HyperplaneError as error:
             self._over(id_, error)
             told = error
@@ -263,6 +268,7 @@ class Executor:
             return
         timings = _timings(start, submitted, attached)
         found = attached.namespace
+        sender = self.senders.watch(id_, start.sender)
         self.ledger.event(
             lambda now: self.ledger.control.environment_attached(
                 id_,
@@ -270,8 +276,9 @@ class Executor:
                 namespace=found.name if found else "",
                 device=attached.device.device,
                 pid=found.pid if found else 0,
+                sender=sender,
                 timings=timings,
-                internals=remembered(found),
+                internals=remembered(found) if found else remembered_of_descriptor(start.process, start.sender),
             )
         )
         self._point("start attached")
@@ -311,21 +318,33 @@ class Executor:
         await self._detach(environment, reason)
 
     def watch_again(self, environment: Environment, namespace: Namespace | None) -> None:
-        """For one that is attached: its namespace as it is now, None for one that was given by a descriptor."""
+        """For one that is attached: its namespace as it is now, None when it came by a descriptor."""
         token = ("environment", environment.id)
         self.watch.remove(token)
         try:
             self.watch.add(token, namespace)
+            if namespace is None and environment.pid:
+                self.watch.add_process(token, environment.pid)
+            elif namespace is None:
+                self.senders.watch_again(environment.id)
         except NamespaceNotFound as error:
             self.end(environment, error.message)
         except HyperplaneError as error:
             log.warning("environment cannot be watched", environment=environment.id, error=str(error))
 
-    async def _watch_environment(self, environment: Environment, namespace: Namespace | None) -> None:
-        """Raises NamespaceNotFound when it has gone already; then the tunnel is removed."""
+    async def _watch_environment(
+        self, environment: Environment, namespace: Namespace | None, process: Process | None = None
+    ) -> None:
+        """Raises NamespaceNotFound when namespace or process has gone already; then the tunnel is removed."""
+        token = ("environment", environment.id)
         try:
-            self.watch.add(("environment", environment.id), namespace)
+            self.watch.add(token, namespace)
+            if namespace is None and process:
+                self.watch.add_process(token, process[0])
+                if not same_process(process):
+                    raise NamespaceNotFound(f"process {process[0]} ended just now", resource=environment.id)
         except HyperplaneError:
+            self.watch.remove(token)
             fresh = namespace.name if namespace and environment.fresh else ""
             closing = await self._turns.run(self._actuator.detach, environment.id, fresh)
             if closing:
@@ -353,6 +372,7 @@ class Executor:
             await self._drains.drain(id_)
         self._drains.forget(id_)
         self.watch.remove(("environment", id_))
+        self.senders.forget(id_)
         await self._drains.reset(id_)
         fresh = current.namespace if current.fresh else ""
         closing = await self._turns.insist(f"environment {id_}", self._actuator.detach, id_, fresh)

@@ -24,6 +24,7 @@ from hyperplane.daemon.places import Places
 from hyperplane.daemon.points import NO_POINTS, CommitPoints
 from hyperplane.daemon.pool import Pool
 from hyperplane.daemon.reconcile import Reconciler, boot_id
+from hyperplane.daemon.senders import Senders
 from hyperplane.daemon.service import Service
 from hyperplane.daemon.supervisor import Supervisor
 from hyperplane.daemon.watches import Watches
@@ -109,7 +110,9 @@ class Daemon:
         stack.push_async_callback(asyncio.to_thread, eni_threads.close)
         fresh = FreshNamespaces(places.mark, threads, reaper)
         enis = EniActuator(supervisor.remote, eni_threads, reaper, self._point)
-        actuator = Actuator(supervisor.remote, threads, reaper, fresh, enis, self._point)
+        actuator = Actuator(
+            supervisor.remote, threads, reaper, fresh, enis, self._point, lambda id_: _name(control, id_)
+        )
         control = Control(SystemRandom())
         control.load(store.load())
         self._pool = pool = Pool(
@@ -124,6 +127,8 @@ class Daemon:
         stack.push_async_callback(pool.close)
         executor.ledger = ledger = Ledger(control, store, executor.carry, executor.kept)
         stack.callback(ledger.flush)
+        executor.senders = Senders(asyncio.get_running_loop(), ledger)
+        stack.callback(executor.senders.close)
         stack.push_async_callback(executor.close, PATIENCE)
         stack.push_async_callback(upkeep.close)
 
@@ -168,6 +173,12 @@ class Daemon:
             task = asyncio.get_running_loop().create_task(self._reconciler.on_request())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+
+def _name(control: Control, environment: str) -> str:
+    """Of an environment; the id of one that is only prepared. Its one look-up needs no turn of the event loop."""
+    found = control.find("environment", environment, None)
+    return found.name if found else environment
 
 
 def _about_engine(engine: RemoteEngine, wanted: Mapping[str, object], *, store_lost: bool) -> Iterator[str]:

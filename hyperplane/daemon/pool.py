@@ -23,9 +23,10 @@ from msgspec.structs import replace
 
 from hyperplane.control import Control, Prepared, TunnelSpec
 from hyperplane.control.environments import DEFAULT_DEVICE
-from hyperplane.daemon.actuator import Actuator, remembered
+from hyperplane.daemon.actuator import Actuator
 from hyperplane.daemon.turns import Turns
 from hyperplane.daemon.watches import Watches
+from hyperplane.daemon.whereabouts import remembered
 from hyperplane.errors import HyperplaneError
 from hyperplane.linux.namespaces import NamespaceThreads
 

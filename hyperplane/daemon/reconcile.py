@@ -26,13 +26,14 @@ from typing import Any, Final, Literal
 import structlog
 
 from hyperplane.control import MakeEni, RemoveEni, UpdateEni
-from hyperplane.daemon.actuator import Actuator, Condition
+from hyperplane.daemon.actuator import Actuator
 from hyperplane.daemon.caretaker import Caretaker
-from hyperplane.daemon.eni_actuator import EniActuator, namespace_key, rules
+from hyperplane.daemon.eni_actuator import EniActuator, rules
 from hyperplane.daemon.executor import Executor
 from hyperplane.daemon.fresh import FreshNamespaces
 from hyperplane.daemon.ledger import Ledger
 from hyperplane.daemon.pool import Pool
+from hyperplane.daemon.whereabouts import Found, named_by_process, namespace_key
 from hyperplane.errors import HyperplaneError, ResourceConflict
 from hyperplane.ipc.mirror import Link
 from hyperplane.ipc.remote import RemoteEngine
@@ -138,7 +139,7 @@ class Reconciler:
             self._note("update", "eni", eni.id, rules=(", ".join(link.spec.rules), ", ".join(wanted)))
             self._ledger.begin([UpdateEni(eni=eni, security_groups=action.security_groups)])
 
-    async def _compare_environment(self, environment: Environment, found: Condition) -> None:
+    async def _compare_environment(self, environment: Environment, found: Found) -> None:
         current = self._ledger.control.find("environment", environment.id, None)
         if current is None or current.state is not EnvironmentState.ATTACHED or self._executor.under_way(current.id):
             return  # changed meanwhile
@@ -164,9 +165,11 @@ class Reconciler:
             self._note("update", kind, name, **{one.what: (one.found, one.wanted) for one in differences})
 
     def _try_again(self) -> None:
-        """Functions that have failed: their VPC's namespace may be there by now."""
+        """Functions that have failed: their VPC's namespace may be there by now. But when that is a process's, its
+        number may have gone to another one: then somebody has to apply it again."""
         control = self._ledger.control
         failed = [one for one in control.list("function") if one.state is FunctionState.FAILED]
+        failed = [one for one in failed if not named_by_process(control.get("vpc", one.vpc, None).namespace)]
         for account in dict.fromkeys(one.account for one in failed):
             names = {one.name for one in failed if one.account == account}
             for spec in control.export(account).function:

@@ -23,7 +23,8 @@ from hyperplane.daemon.points import CommitPoints
 from hyperplane.daemon.pool import Pool
 from hyperplane.daemon.reconcile import Reconciler
 from hyperplane.daemon.supervisor import Supervisor
-from hyperplane.errors import EniNotReady, ResourceConflict
+from hyperplane.errors import EniNotReady, InvalidValue, ResourceConflict
+from hyperplane.linux.processes import process
 from hyperplane.linux.upkeep import Upkeep
 from hyperplane.model import Drop, Flow
 from hyperplane.resources import (
@@ -117,12 +118,16 @@ class Service:
         asked = time.perf_counter()
         self.executor.check_room()
         check = check_target(spec.namespace, peer) if spec.namespace else None
+        owner = process(spec.pid)
 
         def decide(now: float) -> tuple[Environment, bool, float]:
             environment = self.control.start_environment(spec, now, self.pool.find)
             created = environment.created == now
             if created and spec.descriptor:
                 self.descriptors.check(spec.descriptor, peer)
+            if created and spec.pid and owner is None:
+                remedy = "give the pid of a running process"
+                raise InvalidValue(f"no process {spec.pid}", resource="pid", remedy=remedy, field="pid")
             return environment, created, time.perf_counter() - asked
 
         environment, created, decided = self.ledger.request(decide)
@@ -132,6 +137,8 @@ class Service:
             return self._taken(environment, asked, decided), True
         start = Start(asked, asyncio.get_running_loop().create_future(), check, decided=decided)
         if spec.descriptor:
+            start.process = owner
+            start.sender = None if owner else self.descriptors.sender(spec.descriptor)
             start.device = self.descriptors.take(spec.descriptor, peer)
         self.executor.expect(environment.id, start)
         self.point("start stored")

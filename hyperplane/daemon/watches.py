@@ -25,6 +25,10 @@ class Watches:
         elif namespace:
             self._upkeep.add_eni(token, namespace)
 
+    def add_process(self, token: Token, pid: int) -> None:
+        """The process that the environment ends with. Raises as NamespaceWatch.add_process()."""
+        self._names.add_process(token, pid)
+
     def remove(self, token: Token) -> None:
         """Nothing for one that is not watched."""
         self._names.remove(token)

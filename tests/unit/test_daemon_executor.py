@@ -76,6 +76,7 @@ async def executor(kernel: Kernel) -> AsyncIterator[tuple[Executor, World]]:
     made = Executor(kernel, kernel, threads, threads, NoPool(), no_reader, NO_POINTS)  # type: ignore[arg-type]
     made.ledger = Ledger(world.control, Memory(), made.carry, made.kept)
     made.watch = SimpleNamespace(add=lambda token, namespace: None, remove=lambda token: None)  # type: ignore[assignment]
+    made.senders = SimpleNamespace(watch=lambda id_, sender: "", forget=lambda id_: None)  # type: ignore[assignment]
     try:
         yield made, world
     finally:
