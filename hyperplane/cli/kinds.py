@@ -117,6 +117,7 @@ NOUNS: Final = (
             "subnets": "Subnets of one VPC, by name or id.",
             "security_groups": "Security groups of that VPC, by name or id.",
             "inside_address": "Every environment's own address; 198.18.0.2 or another that is free unless given.",
+            "routed": "A guest behind the namespace has that address; the TUN there gets none, and forwards.",
             "routes": "What environments reach through the tunnel.",
             "mtu": "Of the tunnels; 0: the VPC's.",
             "max_flows": "Of each environment; 0: no limit.",

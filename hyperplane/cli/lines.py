@@ -5,14 +5,17 @@ Event and field names are listed in docs/cli.md; they stay, and so do their mean
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from hyperplane.cli.render import PROTOCOLS, Attached, Changes, Ready, Snapshot, wall_time
 from hyperplane.model import Counters, Drop, Flow
+
+if TYPE_CHECKING:
+    from hyperplane.linux.repair import Difference
 
 
 class JsonOutput:
@@ -33,6 +36,12 @@ class JsonOutput:
             "pid": ready.pid,
         }
         self._write("ready", fields)
+
+    def put_right(self, link: str, difference: Difference) -> None:
+        self._write("put_right", {"link": link, **difference._asdict()})
+
+    def troubled(self, link: str, troubles: Sequence[str]) -> None:
+        self._write("troubled", {"link": link, "troubles": list(troubles)})
 
     def detached(self, environment: str, reason: str, left: int) -> None:
         self._write("detached", {"environment": environment, "reason": reason, "environments": left})

@@ -147,6 +147,11 @@ def _environment() -> click.Group:
         click.Option(["--fd"], type=click.IntRange(0), metavar="N", help="An open TUN: the number of a descriptor."),
         click.Option(["--name"], metavar="NAME", help="Its name; unique among those that run. Made up unless given."),
         click.Option(["--device"], metavar="NAME", help="The TUN's name in the namespace (default: eth0)."),
+        click.Option(
+            ["--routed/--no-routed"],
+            default=None,
+            help="A guest behind the namespace has the inside address (default: as the function says).",
+        ),
         click.Option(["--client-token"], metavar="TEXT", help="Makes repeating it safe."),
     ]
 

@@ -21,6 +21,7 @@ from hyperplane.model import ANYWHERE, Counters, Drop, Flow, Rule
 
 if TYPE_CHECKING:
     from hyperplane.cli.live import Screen
+    from hyperplane.linux.repair import Difference
 
 PROTOCOLS = {socket.IPPROTO_ICMP: "icmp", socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp"}
 STATE_STYLES = {"established": "green", "active": "green", "reset": "red", "opening": "yellow", "closing": "dim"}
@@ -82,6 +83,8 @@ class Output(Protocol):
 
     def ready(self, ready: Ready) -> None: ...
     def detached(self, environment: str, reason: str, left: int) -> None: ...
+    def put_right(self, link: str, difference: Difference) -> None: ...
+    def troubled(self, link: str, troubles: Sequence[str]) -> None: ...
     def snapshot(self, snapshot: Snapshot) -> None: ...
     def changes(self, changes: Changes) -> None: ...
     def ending(self, reason: str, counters: Counters) -> None: ...
@@ -268,6 +271,14 @@ class TextOutput:
 
     def detached(self, environment: str, reason: str, left: int) -> None:
         self._print(f"[yellow]{escape(environment)} detached[/]: {escape(reason)}; {many(left, 'environment')} left")
+
+    def put_right(self, link: str, difference: Difference) -> None:
+        what, found, wanted = difference
+        self._print(f"[yellow]{escape(link)}[/]: {escape(what)} was {escape(found)}; put right ({escape(wanted)})")
+
+    def troubled(self, link: str, troubles: Sequence[str]) -> None:
+        for text in troubles or ("all is right again",):
+            self._print(f"[yellow]{escape(link)}[/]: {escape(text)}")
 
     def snapshot(self, snapshot: Snapshot) -> None:
         self._recent = [*self._recent, *snapshot.drops][-MOST_DROPS:]

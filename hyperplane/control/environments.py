@@ -63,7 +63,7 @@ class Environments:
             raise FunctionNotActive(message, resource=function.name, remedy=remedy, field="function")
         eni, fresh = self._choose(function), not spec.namespace and not spec.descriptor
         up = state.enis[eni].state is EniState.AVAILABLE
-        tunnel = self._tunnel(function, eni, spec.device)
+        tunnel = self._tunnel(function, eni, spec.device, routed=spec.routed)
         ready = prepared(tunnel) if fresh and up else None
         id_ = ready.id if ready else state.new_id("environment")
         environment = Environment(
@@ -79,6 +79,7 @@ class Environments:
             mtu=tunnel.mtu,
             state=ATTACHED if ready else ATTACHING,
             fresh=fresh,
+            routed=tunnel.routed,
             pid=spec.pid,
         )
         kept = self._kept(spec, function)
@@ -201,7 +202,7 @@ class Environments:
         self.expire(now)
         return environment
 
-    def _tunnel(self, function: Function, eni: str, device: str) -> TunnelSpec:
+    def _tunnel(self, function: Function, eni: str, device: str, *, routed: bool | None = None) -> TunnelSpec:
         return TunnelSpec(
             eni=eni,
             device=device,
@@ -209,6 +210,7 @@ class Environments:
             mtu=function.mtu or self._state.vpcs[function.vpc].mtu,
             routes=function.routes,
             max_flows=function.max_flows,
+            routed=function.routed if routed is None else routed,
         )
 
     def _choose(self, function: Function) -> str:
@@ -224,6 +226,10 @@ class Environments:
         if not DEVICE_NAME.fullmatch(spec.device):
             limit = "1 to 15 letters, digits, and . _ @ -; not all, default"
             raise InvalidValue(f"device is {spec.device!r}", resource="device", limit=limit, field="device")
+        if spec.descriptor and spec.routed:
+            message = "routed and descriptor are both given"
+            remedy = "leave routed out: nothing is set up on a device that somebody else has opened"
+            raise InvalidValue(message, resource="routed", remedy=remedy, field="routed")
         if spec.pid and not spec.descriptor:
             message = f"pid {spec.pid} is given without a descriptor"
             remedy = f"give namespace pid:{spec.pid} for the namespace of that process"

@@ -25,6 +25,7 @@ from hyperplane.daemon.reconcile import Reconciler
 from hyperplane.daemon.supervisor import Supervisor
 from hyperplane.errors import EniNotReady, InvalidValue, ResourceConflict
 from hyperplane.linux.processes import process
+from hyperplane.linux.upkeep import Upkeep
 from hyperplane.model import Drop, Flow
 from hyperplane.resources import (
     ApplyRequest,
@@ -42,6 +43,7 @@ from hyperplane.resources import (
 )
 
 START_WITHIN: Final = 50.0  # seconds: an ENI that is pending for longer does not come
+MOST_REASONS: Final = 20  # of healthz that are about ENIs
 END_WITHIN: Final = 10.0  # seconds that a deletion without drain waits for its end
 
 
@@ -54,6 +56,7 @@ class Service:
     ledger: Ledger
     executor: Executor
     reconciler: Reconciler
+    upkeep: Upkeep
     supervisor: Supervisor
     descriptors: Descriptors
     pool: Pool
@@ -206,6 +209,10 @@ class Service:
             reasons.append(trouble)
         if trouble := self.ledger.trouble:
             reasons.append(trouble)
+        troubles = self.upkeep.troubles
+        reasons += troubles[:MOST_REASONS]
+        if len(troubles) > MOST_REASONS:
+            reasons.append(f"{len(troubles) - MOST_REASONS} more like these; the log has all")
         return Health(
             status="degraded" if reasons else "ok",
             version=__version__,

@@ -15,19 +15,19 @@ from hyperplane.errors import NamespaceNotFound
 from hyperplane.ipc.mirror import Link
 from hyperplane.linux.namespaces import Key, Namespace, open_namespace, path_of, what_became
 from hyperplane.linux.processes import Process, same_process, started
+from hyperplane.linux.repair import DELETED, MOVED, Difference
 from hyperplane.resources import Environment
-
-MOVED = "moved to another namespace"
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """What has become of an environment. missing: its device or link, while its namespace lives; reason MOVED: the
-    device is elsewhere, and is to be made again where it belongs."""
+    device is elsewhere, and is to be made again where it belongs. changed: others have changed what differences say."""
 
-    state: Literal["right", "missing", "gone"]
+    state: Literal["right", "changed", "missing", "gone"]
     reason: str = ""
     namespace: Namespace | None = None
+    differences: tuple[Difference, ...] = ()
 
 
 def remembered(namespace: Namespace | None) -> dict[str, Any] | None:
@@ -58,7 +58,7 @@ def look(environment: Environment, kept: Mapping[str, Any], link: Link | None) -
     if found.key != named or ended(kept):
         return Found("gone", _reason(environment.namespace, kept, environment.pid))
     if device in (None, found.key):
-        return Found("right" if device else "missing", namespace=found)
+        return Found("right", namespace=found) if device else Found("missing", DELETED if link else "missing", found)
     return Found("missing", MOVED, found)
 
 

@@ -300,7 +300,7 @@ def test_a_deleted_eni_device_is_a_failure(site: Site) -> None:
     run = site.ready()
     ip("-n", site.vpc, "link", "del", "eni0")
     assert run.process.wait(3 * DEADLINE) == 1
-    assert "its device was deleted" in run.err.read_text()
+    assert "device eni0 was deleted" in run.err.read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

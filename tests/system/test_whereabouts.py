@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from hyperplane.daemon.occupied import Occupied
-from hyperplane.daemon.whereabouts import MOVED, ended, look, process_lost, remembered, remembered_of_descriptor
+from hyperplane.daemon.whereabouts import ended, look, process_lost, remembered, remembered_of_descriptor
 from hyperplane.errors import ResourceConflict
 from hyperplane.ipc.messages import LinkSpec
 from hyperplane.ipc.mirror import Link
 from hyperplane.linux.namespaces import Namespace, open_namespace
 from hyperplane.linux.processes import process
+from hyperplane.linux.repair import DELETED, MOVED
 from hyperplane.linux.tun import open_tun
 from hyperplane.resources import Environment, EnvironmentState
 
@@ -75,7 +76,8 @@ class TestLook:
         assert (found.state, found.reason) == ("missing", MOVED)
         assert found.namespace
         ip("-n", other, "link", "del", "eth0")
-        assert (look(environment(box), kept, link).state, look(environment(box), kept, link).reason) == ("missing", "")
+        found = look(environment(box), kept, link)
+        assert (found.state, found.reason) == ("missing", DELETED)
 
     def test_the_name_of_another_one(self, tunnel: Callable[..., Link], netns_factory: Namespaces) -> None:
         """Also when its device was moved into just that one."""

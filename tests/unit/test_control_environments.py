@@ -168,6 +168,7 @@ def test_the_eni_with_the_fewest_environments_is_taken(world: World) -> None:
         ({"namespace": "box", "pid": 7}, InvalidValue, "pid"),
         ({"descriptor": "d", "pid": -1}, InvalidValue, "pid"),
         ({"descriptor": "d", "pid": (1 << 22) + 1}, InvalidValue, "pid"),
+        ({"descriptor": "d", "routed": True}, InvalidValue, "routed"),
         ({"name": "taken"}, ResourceConflict, "name"),
         ({"namespace": "/run/netns/used"}, ResourceConflict, "namespace"),
     ],
@@ -293,6 +294,22 @@ def test_routes_and_flows_stay_as_they_were_at_the_start(world: World) -> None:
     assert (action.max_flows, action.routes) == (10, routes)
     later = world.control.attach_action(world.start("g").id)
     assert (later.max_flows, later.routes) == (20, (IPv4Network("0.0.0.0/0"),))
+
+
+@pytest.mark.parametrize(
+    ("function", "start", "is_routed"), [(True, None, True), (True, False, False), (False, True, True)]
+)
+def test_whether_the_address_belongs_to_a_guest_is_decided_at_the_start(
+    world: World, function: bool, start: bool | None, is_routed: bool
+) -> None:
+    """By the function unless the start says otherwise, and kept: the device is made again the same way."""
+    world.active("g", routed=function)
+    environment = world.start("g", routed=start)
+    assert environment.routed is is_routed
+    spec = FunctionSpec(name="g", subnets=("a",), security_groups=("web",), routed=not function)
+    assert world.control.update_function("g", spec, world.now).routed is not function
+    assert world.control.attach_action(environment.id).tunnel.routed is is_routed
+    assert {one.routed for one in world.control.tunnels()} >= {not function}
 
 
 def test_the_ten_thousandth_costs_as_much_as_the_tenth(world: World) -> None:
