@@ -241,6 +241,17 @@ def test_each_io_engine_can_be_asked_for(site: Site, engine: str) -> None:
     assert run.end() == 0
 
 
+def test_one_namespace_by_two_names(site: Site) -> None:
+    """The second one is told whose the device is, and nobody to remove it."""
+    first = site.environments[0]
+    each = ("--environment", f"{first}=one", "--environment", f"/run/netns/{first}=two")
+    command = [sys.executable, "-m", "hyperplane.cli", "nat", "--vpc", site.vpc, "--eni-address", ENI, *each]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 5
+    assert f"device eth0 in namespace /run/netns/{first} is used by environment one" in done.stderr
+    assert devices(first) == {"lo"}
+
+
 def test_two_commands_share_a_vpc(site: Site) -> None:
     first, second = site.environments
     arguments = ["nat", "--vpc", site.vpc, "--json"]

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from hyperplane.errors import NamespaceNotFound
 from hyperplane.linux.namespaces import Namespace, open_namespace, process_on, what_became
 from hyperplane.linux.processes import ProcessWatch, started
-from hyperplane.linux.rounds import Rounds
+from hyperplane.linux.rounds import SHARE, Rounds
 from hyperplane.linux.watch import NamespaceWatch
 
 from .support import Namespaces, descriptors, eventually, wait_until
@@ -354,6 +355,25 @@ class TestRounds:
             await asyncio.sleep(0)
         assert sorted(looked) == list(range(1000))
         assert turns >= 10
+
+    async def test_it_takes_a_small_share_of_the_loop_s_time(self) -> None:
+        """Whatever a look costs: the longer a round takes, the later the next one begins."""
+        began: list[float] = []
+        rounds: Rounds[int]
+
+        def things() -> range:
+            began.append(time.perf_counter())
+            return range(4)
+
+        rounds = Rounds(asyncio.get_running_loop(), things, lambda one: time.sleep(0.004), 0.0)
+        rounds.ask()
+        await eventually(lambda: began)
+        spent = 4 * 0.004
+        await asyncio.sleep(0)
+        rounds.ask()
+        await eventually(lambda: len(began) == 2)
+        rounds.close()
+        assert began[1] - began[0] >= 0.9 * SHARE * spent
 
     async def test_who_asks_during_a_round_gets_another(self) -> None:
         rounds: Rounds[int]

@@ -164,6 +164,10 @@ def test_the_eni_with_the_fewest_environments_is_taken(world: World) -> None:
         ({"namespace": "a/b"}, InvalidValue, "namespace"),
         ({"namespace": ".."}, InvalidValue, "namespace"),
         ({"namespace": "box", "descriptor": "d"}, InvalidValue, "descriptor"),
+        ({"pid": 7}, InvalidValue, "pid"),
+        ({"namespace": "box", "pid": 7}, InvalidValue, "pid"),
+        ({"descriptor": "d", "pid": -1}, InvalidValue, "pid"),
+        ({"descriptor": "d", "pid": (1 << 22) + 1}, InvalidValue, "pid"),
         ({"descriptor": "d", "routed": True}, InvalidValue, "routed"),
         ({"name": "taken"}, ResourceConflict, "name"),
         ({"namespace": "/run/netns/used"}, ResourceConflict, "namespace"),
@@ -183,6 +187,34 @@ def test_a_token_makes_a_start_idempotent(world: World) -> None:
     assert world.start(client_token="t") == environment
     with pytest.raises(IdempotentParameterMismatch, match=environment.id):
         world.start(client_token="t", name="other")
+
+
+def test_who_sent_a_descriptor_is_shown_while_it_is_in_use(world: World) -> None:
+    """And the process that an environment ends with is known from its start on."""
+    one = world.start(name="one", descriptor="d")
+    two = world.start(name="two", descriptor="e", pid=7)
+    assert (one.pid, two.pid) == (0, 7)
+    control = world.control
+    control.environment_attached(one.id, world.now, device="tap0", sender="running")
+    control.environment_attached(two.id, world.now, device="tap1")
+
+    def names(sender: str) -> list[str]:
+        return [found.name for found in control.list("environment", "default", sender=sender)]
+
+    assert (names("running"), names("gone")) == (["one"], [])
+    assert control.get("environment", "two").pid == 7
+    world.control.take()
+    control.environment_sender(one.id, "gone", world.now)
+    assert [change.id for change in control.take().changes] == [one.id]
+    assert (names("running"), names("gone")) == ([], ["one"])
+    control.environment_sender(one.id, "gone", world.now)
+    control.environment_sender("env-none", "gone", world.now)
+    assert control.take().changes == ()
+    with pytest.raises(InvalidValue, match="sender is 'lost'"):
+        names("lost")
+    control.environment_ended(one.id, "deleted", world.now)
+    control.environment_sender(one.id, "gone", world.now)
+    assert control.get("environment", one.id, None).sender == ""
 
 
 def test_a_shorter_drain_counts(world: World) -> None:
