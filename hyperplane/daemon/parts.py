@@ -135,6 +135,8 @@ class Daemon:
             point=self._point,
         )
         self._reconciler = reconciler
+        self.service.reading.start()
+        stack.push_async_callback(self.service.reading.close)
         pool.start()
         stack.callback(descriptors.close)
         descriptors.open(places.descriptors, self._gid)

@@ -21,6 +21,7 @@ from hyperplane.daemon.looking import Looker
 from hyperplane.daemon.peers import check_target, check_vpc
 from hyperplane.daemon.points import CommitPoints
 from hyperplane.daemon.pool import Pool
+from hyperplane.daemon.reading import Reading
 from hyperplane.daemon.reconcile import Reconciler
 from hyperplane.daemon.supervisor import Supervisor
 from hyperplane.errors import EniNotReady, ResourceConflict
@@ -62,6 +63,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self._looker = Looker(self.supervisor)
+        self.reading = Reading(self._looker.status, self._looker.links)
 
     # Declared resources
 
@@ -199,6 +201,8 @@ class Service:
             reasons.append(trouble)
         if trouble := self.ledger.trouble:
             reasons.append(trouble)
+        if trouble := self.reading.trouble:
+            reasons.append(trouble)
         return Health(
             status="degraded" if reasons else "ok",
             version=__version__,
@@ -218,7 +222,7 @@ class Service:
             traffic=traffic,
             resources=resources,
             pool=len(self.pool),
-            notices=self.notices,
+            notices=(*self.notices, *filter(None, (self.reading.trouble,))),
         )
 
     async def measures(self) -> Measures:
