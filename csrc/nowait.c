@@ -120,14 +120,16 @@ static bool again(hp_nowait *nowait) {
   return plain;
 }
 
-/* What a plain call has returned. */
-static ssize_t done(int fd, ssize_t result) {
+/* Whether a plain call was ended by a signal, and has not waited. Has waited: errno is ETIMEDOUT. */
+static bool undone(int fd, ssize_t result) {
   if (result >= 0 || errno != EINTR)
-    return result;
+    return false;
   int flags = fcntl(fd, F_GETFL);
-  bool waits = flags >= 0 && !(flags & O_NONBLOCK) && fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0;
-  errno = waits ? ETIMEDOUT : EINTR;
-  return -1;
+  if (flags < 0 || (flags & O_NONBLOCK))
+    return flags >= 0;
+  fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+  errno = ETIMEDOUT;
+  return false;
 }
 
 ssize_t hp_nowait_read(hp_nowait *nowait, int fd, void *at, size_t length) {
@@ -139,7 +141,11 @@ ssize_t hp_nowait_read(hp_nowait *nowait, int fd, void *at, size_t length) {
   }
   if (!nowait->armed)
     set_timer(nowait, WAITS_MOST);
-  return done(fd, read(fd, at, length));
+  ssize_t result;
+  do
+    result = read(fd, at, length);
+  while (undone(fd, result));
+  return result;
 }
 
 ssize_t hp_nowait_write(hp_nowait *nowait, int fd, const struct iovec *vector, int count) {
@@ -150,5 +156,9 @@ ssize_t hp_nowait_write(hp_nowait *nowait, int fd, const struct iovec *vector, i
   }
   if (!nowait->armed)
     set_timer(nowait, WAITS_MOST);
-  return done(fd, writev(fd, vector, count));
+  ssize_t result;
+  do
+    result = writev(fd, vector, count);
+  while (undone(fd, result));
+  return result;
 }

@@ -234,16 +234,15 @@ static int start(hp_worker *worker, hp_error *error) {
 }
 
 static void stop(hp_engine *engine, uint32_t count) {
-  hp_keeper_stop(engine);
   __atomic_store_n(&engine->stop, 1, __ATOMIC_RELEASE);
   for (uint32_t i = 0; i < count; i++)
     end(&engine->workers[i]);
+  hp_keeper_stop(engine);
   hp_handover_close(engine);
 }
 
-int hp_workers_start(hp_engine *engine, hp_error *error) {
-  const hp_io_ops *ops = hp_io_choose(engine->config.io, error);
-  if (!ops || hp_handover_open(engine, error))
+static int start_all(hp_engine *engine, const hp_io_ops *ops, hp_error *error) {
+  if (hp_handover_open(engine, error))
     return -1;
   if (hp_keeper_start(engine, error)) {
     hp_handover_close(engine);
@@ -261,6 +260,17 @@ int hp_workers_start(hp_engine *engine, hp_error *error) {
   __atomic_store_n(&engine->shared->io, ops == &hp_io_uring ? HP_IO_URING : HP_IO_EPOLL, __ATOMIC_RELAXED);
   __atomic_store_n(&engine->shared->running, 1, __ATOMIC_RELAXED);
   return 0;
+}
+
+int hp_workers_start(hp_engine *engine, hp_error *error) {
+  const hp_io_ops *ops = hp_io_choose(engine->config.io, error);
+  if (!ops)
+    return -1;
+  if (start_all(engine, ops, error) == 0)
+    return 0;
+  /* What a small ring has shown need not be so for a large one: memory, descriptors, a sandbox. */
+  bool free_choice = engine->config.io == HP_IO_AUTO && ops != &hp_io_epoll;
+  return free_choice ? start_all(engine, &hp_io_epoll, error) : -1;
 }
 
 void hp_workers_stop(hp_engine *engine) {

@@ -58,6 +58,7 @@ needs() { # set
       need libcmocka-dev has_cmocka
       need llvm has llvm-symbolizer # readable reports of the sanitizers and fuzzers
       need nginx-light has nginx
+      need strace has strace
       need postgresql has_postgres
       need postgresql-contrib has_pgbench
       need procps has ps
