@@ -31,8 +31,8 @@ def offloads() -> tuple[list[str], str]:
 
 
 def packet_io(user: str) -> tuple[dict[str, str], str]:
-    """The I/O engines, and why one cannot run, for a process that has become an engine of that user, with its limits and
-    without root's privileges: root may more (io_uring, locked memory). Or why that could not be tried.
+    """The I/O engines, and why one cannot run, for a process that has become an engine of that user, with its limits
+    and without root's privileges: root may more (io_uring, locked memory). Or why that could not be tried.
     """
 
     def probe() -> dict[str, str]:
