@@ -26,6 +26,7 @@ from hyperplane.daemon.service import Service
 from hyperplane.daemon.supervisor import Supervisor
 from hyperplane.errors import HyperplaneError
 from hyperplane.ipc.remote import RemoteEngine
+from hyperplane.linux.kernel import check_kernel
 from hyperplane.linux.namespaces import NamespaceThreads, raise_descriptor_limit
 from hyperplane.linux.reaper import Reaper
 from hyperplane.linux.settings import SETTINGS
@@ -70,6 +71,7 @@ class Daemon:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         options, places = self._options, self._places
+        check_kernel()
         raise_descriptor_limit()
         store = SqliteStore(places.database)
         stack.callback(store.close)

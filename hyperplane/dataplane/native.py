@@ -35,6 +35,8 @@ STATES = tuple(FlowState)
 REASONS = tuple(Reason)
 VERDICTS = {lib.HP_DROP: Verdict.DROP, lib.HP_FORWARD: Verdict.FORWARD, lib.HP_REPLY: Verdict.REPLY}
 COUNTS = tuple(name for name in Counters.__struct_fields__ if name not in ("gone", "read_error", "drops"))
+# Linux gives both names to one number, and says the latter.
+ERRNO_NAMES = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP"}
 # What hp_link_tun_check() gives for a descriptor that is not what it should be.
 NO_TUNNEL = (errno.ENOTTY, errno.EINVAL, errno.EBADF, errno.EBADFD, errno.EACCES)
 
@@ -131,7 +133,7 @@ def drop(record: Any, names: Names) -> Drop:
 
 def counters(block: Any) -> Counters:
     drops = {str(reason): block.drops[number] for number, reason in enumerate(REASONS) if block.drops[number]}
-    failing = errno.errorcode.get(block.read_error, str(block.read_error)) if block.read_error else ""
+    failing = ERRNO_NAMES.get(block.read_error, str(block.read_error)) if block.read_error else ""
     counts = {name: getattr(block, name) for name in COUNTS}
     return Counters(gone=bool(block.gone), read_error=failing, drops=drops, **counts)
 

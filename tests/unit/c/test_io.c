@@ -3,7 +3,9 @@
 
 #include "../../../csrc/packet.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -871,6 +873,44 @@ static void test_refused_later(void **state) {
   end_world(&world);
 }
 
+static bool no_timers;
+
+/* In libc's place. */
+int timer_create(clockid_t clock, struct sigevent *event, timer_t *timer) {
+  static int (*real)(clockid_t, struct sigevent *, timer_t *);
+  if (!real)
+    *(void **)&real = dlsym(RTLD_NEXT, "timer_create");
+  if (!no_timers)
+    return real(clock, event, timer);
+  errno = EAGAIN;
+  return -1;
+}
+
+/* Where nothing would end a read that waits, the engine does not start; one that learns it too late tells. */
+static void test_nothing_ends_reads(void **state) {
+  struct world world;
+  hp_packet packets[HP_BATCH];
+  hp_error error = {0};
+  int wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  hp_io_config config = {.max_links = 4, .buffers = 4, .wake = wake};
+  const hp_io_ops *ops = *state;
+  no_timers = true;
+  assert_null(ops->open(&config, &error));
+  assert_non_null(strstr(error.text, "use Linux 6.4 or newer"));
+  old_kernel = false;
+  make_world(&world, state, 16);
+  old_kernel = true;
+  udp_send(world.udp[0], FAR, "x", 1);
+  for (int64_t deadline = hp_io_clock() + DEADLINE; !world.engine.unreadable && hp_io_clock() < deadline;)
+    assert_int_equal(receive(&world.engine, packets, 10), 0);
+  assert_int_equal(world.engine.code, EOPNOTSUPP);
+  assert_sleeps(&world.engine, 50);
+  no_timers = false;
+  drain(&world.engine, 0, 1); /* nothing was lost */
+  end_world(&world);
+  close(wake);
+}
+
 struct clearing {
   int fd;
   bool stop;
@@ -996,7 +1036,8 @@ static int run_old(void) {
   void *state = (void *)(uintptr_t)&hp_io_epoll;
   const struct CMUnitTest tests[] = {cmocka_unit_test_prestate(test_waiting_reads_end, state),
                                      cmocka_unit_test_prestate(test_waiting_writes_end, state),
-                                     cmocka_unit_test_prestate(test_refused_later, state)};
+                                     cmocka_unit_test_prestate(test_refused_later, state),
+                                     cmocka_unit_test_prestate(test_nothing_ends_reads, state)};
   old_kernel = true;
   int failed = run("epoll, before Linux 6.4", &hp_io_epoll);
   failed += cmocka_run_group_tests_name("epoll, before Linux 6.4, descriptors that wait", tests, NULL, NULL);
