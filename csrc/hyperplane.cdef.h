@@ -72,8 +72,8 @@ enum { HP_UDP_ENDPOINT_INDEPENDENT = 0, HP_UDP_ENDPOINT_DEPENDENT = 1 };
 
 /* Connection states as flows() shows them. */
 enum {
-  HP_STATE_OPENING = 0,     /* TCP: SYN seen from one side only */
-  HP_STATE_ESTABLISHED = 1, /* TCP: SYN seen from both sides */
+  HP_STATE_OPENING = 0,     /* TCP: SYN from inside, and its answer not acknowledged yet */
+  HP_STATE_ESTABLISHED = 1, /* TCP: SYN seen from both sides, and an ACK from inside */
   HP_STATE_CLOSING = 2,     /* TCP: FIN seen from both sides */
   HP_STATE_RESET = 3,       /* TCP: a valid RST seen */
   HP_STATE_ACTIVE = 4       /* UDP and ICMP */
@@ -82,7 +82,7 @@ enum {
 /* Idle times after which a flow ends. 0 means the default that stands here. */
 typedef struct hp_timers {
   uint32_t tcp_established; /* 7,440,000: 2 h 4 min, RFC 5382 REQ-5 */
-  uint32_t tcp_transitory;  /* 240,000: opening, RFC 5382 REQ-5 */
+  uint32_t tcp_transitory;  /* 240,000: opening, SYN|ACK or not, RFC 5382 REQ-5 */
   uint32_t tcp_closing;     /* 240,000: after FIN from both sides or RST, RFC 5382 REQ-5, RFC 7857 2.2 */
   uint32_t udp;             /* 300,000: RFC 4787 REQ-5; refreshed from inside only, REQ-6 */
   uint32_t dns;             /* 30,000: UDP to port 53 */

@@ -204,7 +204,9 @@ static uint32_t track(hp_worker *worker, hp_packet *packet, const hp_item *item,
   case HP_TCP_CHANGED:
     break;
   }
-  hp_flow_due(&worker->flows, number, (uint32_t)worker->now + hp_flow_timeout(worker->engine->links, flow));
+  hp_half *half = &flow->half[item->side];
+  half->last_seen = (uint32_t)worker->now;
+  hp_flow_due(&worker->flows, number, hp_flow_latest(worker->engine->links, flow, worker->now));
   return number;
 }
 

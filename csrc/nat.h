@@ -54,6 +54,9 @@ void hp_icmp_error(hp_worker *worker, hp_packet *packet, const hp_item *item);
 void hp_flow_end(hp_worker *worker, uint32_t number);
 /* How long a flow in its present state may be idle, ms. */
 uint32_t hp_flow_timeout(const hp_link *links, const hp_flow *flow);
+/* When the sweep has to look at a flow at the latest, low 32 bits of ms: when it ends if nothing more is seen. Any
+ * segment may establish an opening connection, which moves no deadline, and whose timer may then be the shorter one. */
+uint32_t hp_flow_latest(const hp_link *links, const hp_flow *flow, uint64_t now);
 /* When a flow was last refreshed, low 32 bits of ms. */
 uint32_t hp_flow_refreshed(const hp_flow *flow, uint64_t now);
 /* Looks at `budget` flow numbers at most, one pass at most; ends those that are idle or whose link is
