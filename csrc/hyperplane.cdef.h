@@ -62,6 +62,7 @@ typedef enum hp_reason {
   HP_OUTPUT_ERROR,         /* the kernel refused the write */
   HP_SOURCE_ROUTE,         /* IPv4 source route option, a way round the rules (RFC 7126 4.3 and 4.4) */
   HP_HANDOVER_FULL,        /* it arrived at another worker than its flow's, and that one's ring had no room */
+  HP_LINK_LOCAL,           /* for its own link only (RFC 4291 2.7, RFC 5771 4, RFC 2131): ignored, not a drop */
   HP_REASON_COUNT
 } hp_reason;
 
@@ -151,7 +152,7 @@ typedef struct hp_counters {
   uint64_t flows;         /* live now */
   uint64_t refusals_sent; /* RSTs and ICMP errors that we sent back */
   uint64_t gone;          /* 1: the device behind the link is no more */
-  uint64_t drops[48];     /* HP_REASONS, by hp_reason */
+  uint64_t drops[48];     /* HP_REASONS, by hp_reason; that of HP_LINK_LOCAL counts what was ignored */
 } hp_counters;
 
 /* One dropped packet, newest last in the ring. */
