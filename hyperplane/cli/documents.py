@@ -133,6 +133,6 @@ def _print(caller: Caller, plan: Plan) -> None:
         return
     from hyperplane.cli.tables import plan_lines
 
-    console = caller.console()
+    printer = caller.printer()
     for line in plan_lines(plan):
-        console.print(line, soft_wrap=True)
+        printer.line(*line)

@@ -33,6 +33,10 @@ def main() -> NoReturn:
         status = 1
     finally:
         signals.ignore()  # Python would set them back to the default, with which the exit code is lost
+    if "asyncio" not in sys.modules:
+        # No thread, loop or device is left. What Python does at its end takes as long as a request.
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 

@@ -95,6 +95,7 @@ def nat(*, as_json: bool, no_color: bool, **values: Any) -> int:
     """
     from hyperplane.cli import nat as verb
     from hyperplane.cli.lines import JsonOutput
-    from hyperplane.cli.render import TextOutput, console
+    from hyperplane.cli.render import TextOutput
+    from hyperplane.cli.terminal import Printer
 
-    return verb.run(verb.Plan(**values), JsonOutput() if as_json else TextOutput(console(color=not no_color)))
+    return verb.run(verb.Plan(**values), JsonOutput() if as_json else TextOutput(Printer(color=not no_color)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin
 
@@ -17,16 +16,14 @@ from hyperplane.model import Timers
 from hyperplane.resources import DEFAULT_ACCOUNT
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from hyperplane.cli.terminal import Printer
     from hyperplane.client import SyncClient
 
 TIMERS: Final = Timers.__struct_fields__
 INSTANCE: Final = "HYPERPLANE_INSTANCE"
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """What every command that asks the daemon was given. account: None where none was given."""
 
     instance: str
@@ -44,10 +41,10 @@ class Caller:
 
         return SyncClient(self.instance)
 
-    def console(self) -> Console:
-        from hyperplane.cli.render import console
+    def printer(self) -> Printer:
+        from hyperplane.cli.terminal import Printer
 
-        return console(color=not self.no_color)
+        return Printer(color=not self.no_color)
 
 
 class Commands(click.Group):

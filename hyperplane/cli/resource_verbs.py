@@ -31,7 +31,8 @@ def show_list(caller: Caller, noun: Noun, filters: Mapping[str, Any], *, quiet: 
         elif items:
             from hyperplane.cli.tables import resource_table
 
-            caller.console().print(resource_table(noun, items, Names(client)))
+            printer = caller.printer()
+            printer.table(resource_table(noun, items, Names(client), short=printer.width > 0))
         else:
             print(f"no {noun.plural}")
     return 0
@@ -113,7 +114,7 @@ def _show(caller: Caller, client: Any, item: Any) -> int:
     else:
         from hyperplane.cli.tables import resource_lines
 
-        caller.console().print(resource_lines(item, Names(client)))
+        caller.printer().pairs(resource_lines(item, Names(client)))
     return 0
 
 
