@@ -12,6 +12,7 @@ import click
 
 from hyperplane.cli.kinds import BY_NAME, Noun
 from hyperplane.cli.options import Caller, Commands, asks_daemon, field_options, given
+from hyperplane.client.places import instance_name
 from hyperplane.errors import HyperplaneError
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ def refs(noun: str) -> Callable[..., list[CompletionItem]]:
 
         from hyperplane.cli.asking import every
 
-        caller = Caller(context.params.get("instance") or "default", context.params.get("account"))
         try:
+            caller = Caller(context.params.get("instance") or instance_name(), context.params.get("account"))
             with caller.client() as client:
                 names = [item.name for item in every(client, noun, account=caller.own)]
         except HyperplaneError:

@@ -56,11 +56,11 @@ T = TypeVar("T")
 class SyncClient:
     """Client's methods, blocking. One connection, kept and used by one call at a time; any thread may call.
 
-    instance: the daemon's name; path: of its API's socket, instead. timeout: seconds for one call. A context manager.
-    Errors are those of Client.
+    instance: the daemon's name, HYPERPLANE_INSTANCE's or `default` unless given; path: of its API's socket, instead.
+    timeout: seconds for one call. A context manager. Errors are those of Client.
     """
 
-    def __init__(self, instance: str = "default", path: str | Path | None = None, *, timeout: float = 60.0) -> None:
+    def __init__(self, instance: str | None = None, path: str | Path | None = None, *, timeout: float = 60.0) -> None:
         self.path = Path(path) if path else socket_path(instance)
         self.timeout = timeout
         self._lock = threading.Lock()
