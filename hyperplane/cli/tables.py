@@ -14,9 +14,11 @@ from hyperplane.model import Drop, Flow
 from hyperplane.resources import DEFAULT_ACCOUNT, Timings
 
 if TYPE_CHECKING:
+    from ipaddress import IPv4Address
+
     from hyperplane.cli.asking import Names
     from hyperplane.cli.kinds import Noun
-    from hyperplane.resources import Plan
+    from hyperplane.resources import Environment, Plan
 
 # Fields that hold ids, with the kind that they are of. An ENI's name is its id.
 REFERENCES: Final = {
@@ -64,6 +66,20 @@ def resource_lines(item: Any, names: Names) -> list[tuple[str, Part]]:
     """Every field of one resource in which something stands."""
     fields = [(field, _words(field, getattr(item, field), names, ids=True)) for field in item.__struct_fields__]
     return [(title(field), _styled(field, words, first=field == "name")) for field, words in fields if words]
+
+
+def resolver_lines(environment: Environment, dns: Sequence[IPv4Address]) -> list[tuple[str, Part]]:
+    """Where the VPC's resolvers are to be found in an environment."""
+    name = environment.namespace.removeprefix("/run/netns/")
+    if not dns:
+        return []
+    if environment.fresh:
+        how = f"for `ip netns exec {name}`"
+    elif not name or "/" in name or name.startswith("pid:"):
+        how = "not set: a resolv.conf there is its owner's"
+    else:
+        how = f"not set: /etc/netns/{name}/resolv.conf is its owner's"
+    return [("resolvers", f"{', '.join(map(str, dns))} ({how})")]
 
 
 def plan_lines(plan: Plan) -> Iterable[list[Part]]:

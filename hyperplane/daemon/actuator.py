@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv4Address
 from pathlib import PurePath
 from typing import Any
 
@@ -191,7 +192,7 @@ class Actuator:
                     target, shape, self._threads, self._reaper, vpc=vpc, check=partial(self._check, check)
                 )
             else:
-                device = self._fresh.make(shape)
+                device = self._fresh.make(shape, action.dns)
         self._point("tunnel device made")
         asking = time.perf_counter()
         try:
@@ -205,10 +206,10 @@ class Actuator:
         self._point("tunnel told")
         return Attached(device, begun, engine)
 
-    def prepare(self, id_: str, tunnel: TunnelSpec) -> Namespace:
-        """A fresh namespace with the tunnel of an environment that has yet to come: nobody is in it. Raises as
-        attach()."""
-        device = self._fresh.make(shape_of(tunnel))
+    def prepare(self, id_: str, tunnel: TunnelSpec, dns: tuple[IPv4Address, ...] = ()) -> Namespace:
+        """A fresh namespace with the tunnel of an environment that has yet to come: nobody is in it. dns: the VPC's.
+        Raises as attach()."""
+        device = self._fresh.make(shape_of(tunnel), dns)
         assert device.namespace
         try:
             self._engine.add(tunnel_link(id_, tunnel), device.fd)

@@ -131,10 +131,12 @@ class Daemon:
             supervisor=supervisor,
             descriptors=descriptors,
             pool=pool,
+            fresh=fresh,
             notices=(*store.notices, *about_engine),
             point=self._point,
         )
         self._reconciler = reconciler
+        await self.service.set_resolvers()
         pool.start()
         stack.callback(descriptors.close)
         descriptors.open(places.descriptors, self._gid)
