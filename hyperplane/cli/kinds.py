@@ -24,7 +24,8 @@ from hyperplane.resources import (
 class Noun(msgspec.Struct, frozen=True, kw_only=True):
     """name: as in a command. plural: in sentences. short: for an overview. spec: None where nobody declares it.
 
-    columns: of the list; spare: those that a narrow terminal leaves out, first what can be missed most.
+    columns: of the list; spare: those that a narrow terminal leaves out, first what can be missed most; free: the one
+    that may wrap there.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Noun(msgspec.Struct, frozen=True, kw_only=True):
     help: str
     columns: tuple[str, ...]
     spare: tuple[str, ...]
+    free: str = ""
     filters: Mapping[str, str] = {}
     fields: Mapping[str, str] = {}
     spec: type[msgspec.Struct] | None = None
@@ -92,6 +94,7 @@ NOUNS: Final = (
         spec=SecurityGroupSpec,
         columns=("name", "id", "vpc", "rules"),
         spare=("vpc",),
+        free="rules",
         filters={"name": NAME, "vpc": "Those of this VPC."},
         fields={
             "vpc": "The VPC, by name or id.",
@@ -147,6 +150,7 @@ NOUNS: Final = (
         help="Running copies of functions, each with a tunnel to an ENI.",
         columns=("name", "id", "function", "eni", "namespace", "device", "inside_address", "state", "reason"),
         spare=("device", "inside_address", "eni", "function", "namespace"),
+        free="reason",
         filters={
             "name": NAME,
             "state": "Those in this state.",

@@ -98,8 +98,8 @@ def asks_daemon(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def refuse_empty(context: click.Context) -> None:
-    """An empty text is what a shell makes of a variable that is not set, and hardly ever meant. Raises
-    click.BadParameter. Options with several values see to it themselves."""
+    """An empty text is what a shell makes of a variable that is not set, and hardly ever meant; bytes that are no UTF-8
+    are nobody's name. Raises click.BadParameter. Options with several values refuse empty ones themselves."""
     for parameter in context.command.params:
         name = parameter.name or ""
         if context.get_parameter_source(name) is ParameterSource.DEFAULT:
@@ -107,6 +107,17 @@ def refuse_empty(context: click.Context) -> None:
         value = context.params.get(name)
         if value == "" or (isinstance(value, tuple) and "" in value):
             raise click.BadParameter(EMPTY, context, parameter)
+        if any(isinstance(one, str) and not one.isprintable() and _foreign(one) for one in _each(value)):
+            raise click.BadParameter("it is no UTF-8", context, parameter)
+
+
+def _each(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+def _foreign(text: str) -> bool:
+    """Whether a text holds bytes that were no UTF-8: os.fsdecode() makes surrogates of them."""
+    return any("\udc80" <= one <= "\udcff" for one in text)
 
 
 # Options from fields

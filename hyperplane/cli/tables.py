@@ -55,7 +55,7 @@ def resource_table(noun: Noun, items: Sequence[Any], names: Names, *, short: boo
     shown = [i for i in range(len(fields)) if i < 2 or any(row[i] for row in rows)]
     styled = [[_styled(fields[i], row[i], first=i == 0) for i in shown] for row in rows]
     spare = [title(field) for field in noun.spare if fields.index(field) in shown]
-    return Table([title(fields[i]) for i in shown], styled, right=NUMBERS, spare=spare)
+    return Table([title(fields[i]) for i in shown], styled, right=NUMBERS, spare=spare, free=noun.free)
 
 
 def title(field: str) -> str:

@@ -31,12 +31,13 @@ Part = str | Styled
 
 class Table(NamedTuple):
     """title of each column, and rows of as many cells. right: titles of columns that hold numbers. spare: titles of
-    those that may be left out, first what can be missed most."""
+    those that may be left out, first what can be missed most. free: of a last one that holds sentences: it may wrap."""
 
     titles: Sequence[str]
     rows: Sequence[Sequence[Part]]
     right: Sequence[str] = ()
     spare: Sequence[str] = ()
+    free: str = ""
 
     def lines(self, width: int) -> list[list[Part]]:
         """The heading and a line for each row; width: columns that there are, 0 for as many as are needed."""
@@ -50,6 +51,9 @@ class Table(NamedTuple):
 
     def _shown(self, widths: Sequence[int], width: int) -> list[int]:
         """The numbers of the columns that are shown."""
+        widths = [
+            len(title) if title and title == self.free else n for title, n in zip(self.titles, widths, strict=True)
+        ]
         shown = list(range(len(widths)))
         for title in self.spare:
             marked = len(GAP) + len(LEFT_OUT) if len(shown) < len(widths) else 0
@@ -64,7 +68,7 @@ class Table(NamedTuple):
             blanks = " " * (widths[i] - _cells(_text(cells[i])))
             line += [blanks, cells[i]] if self.titles[i] in self.right else [cells[i], blanks]
             line.append(GAP)
-        while isinstance(line[-1], str) and not line[-1].strip():
+        while not _text(line[-1]).strip():
             line.pop()
         return line
 

@@ -71,6 +71,12 @@ class Shell:
         assert process.wait(60) in (0, 1)
         return shown.decode().replace("\r\n", "\n")
 
+    def redirected(self, how: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """how: a shell's redirections."""
+        variables = {name: value for name, value in self._variables.items() if name != "PYTHONUNBUFFERED"}
+        command = ["sh", "-c", f'exec "$@" {how}', "sh", *COMMAND, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, env=variables, check=False)
+
     def loaded(self, arguments: str) -> set[str]:
         """The modules that a command loads."""
         done = subprocess.run(
@@ -157,6 +163,20 @@ def test_a_terminals_width_leaves_columns_out_and_cuts_nothing(
     heading, *rows = by_size.splitlines()
     if any(len(row) > width for row in rows):  # nothing more could be left out: the terminal wraps them
         assert heading.endswith("…")
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_output_that_cannot_be_written_is_an_error(more: list[str], shell: Shell) -> None:
+    done = shell.redirected(">/dev/full", "environment", "list", *more)
+    assert done.returncode == 1
+    assert done.stderr == "hyperplane-nat: standard output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_do_no_harm(closed: str, shell: Shell) -> None:
+    done = shell.redirected(closed, "environment", "list")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (NAME in done.stdout) == (closed == "2>&-")
 
 
 def test_a_wide_terminal_shows_what_a_pipe_gets(shell: Shell) -> None:

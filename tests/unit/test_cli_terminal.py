@@ -81,6 +81,17 @@ def test_columns_are_left_out_before_anything_is_cut() -> None:
     assert texts[1] == texts[2] == [" name  id  …", " a     env-0123456789"]
 
 
+def test_sentences_at_the_end_wrap_and_push_nothing_out() -> None:
+    table = Table(
+        ("name", "id", "why"), [["a", "env-0", "a long story"], ["b", "env-1", ""]], spare=("id",), free="why"
+    )
+    assert [PLAIN.text(*line) for line in table.lines(17)] == [
+        " name  id     why",
+        " a     env-0  a long story",
+        " b     env-1",
+    ]
+
+
 def test_wide_characters_take_two_columns() -> None:
     table = Table(("name", "n"), [["日本", "1"], ["e\N{COMBINING ACUTE ACCENT}", "2"], ["plain", "3"]])
     lines = [PLAIN.text(*line) for line in table.lines(0)]

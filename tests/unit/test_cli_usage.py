@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -81,6 +82,15 @@ def test_an_empty_value_is_an_error_and_no_default(arguments: str, daemon: Daemo
     words = ["" if word == "@" else word for word in arguments.split()]
     error = ran(capsys, *words, code=2)
     assert "it is empty" in error or "'' is not a valid integer" in error
+    assert not daemon.asked
+
+
+@pytest.mark.parametrize(
+    "arguments", ["environment list --name @", "environment show @", "vpc create v --namespace n --dns @", "run @ -- a"]
+)
+def test_bytes_that_are_no_utf_8_are_nobody_s_name(arguments: str, daemon: Daemon, capsys: Text) -> None:
+    words = [os.fsdecode(b"\xff") if word == "@" else word for word in arguments.split()]
+    assert "it is no UTF-8" in ran(capsys, *words, code=125 if words[0] == "run" else 2)
     assert not daemon.asked
 
 
