@@ -77,6 +77,10 @@ class EnvironmentState(StrEnum):
     ENDED = "ended"
 
 
+Sender = Literal["", "running", "gone"]
+SENDERS: Final[tuple[Sender, ...]] = ("running", "gone")
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The base of everything that somebody sends."""
 
@@ -140,8 +144,9 @@ class SecurityGroupSpec(Request, frozen=True, kw_only=True, forbid_unknown_field
 class FunctionSpec(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A named configuration that environments are started for; it has an ENI in each of its subnets, shared by key.
 
-    inside_address: every environment's own address; None: 198.18.0.2, or another one that the VPC leaves free. routes:
-    what environments reach through the tunnel. mtu 0: the VPC's. max_flows: of each environment, 0 for no limit.
+    inside_address: every environment's own address; None: 198.18.0.2, or another one that the VPC leaves free. routed:
+    a guest behind the environment's namespace has that address, so the TUN there gets none and forwards. routes: what
+    environments reach through the tunnel. mtu 0: the VPC's. max_flows: of each environment, 0 for no limit.
     """
 
     name: str
@@ -149,6 +154,7 @@ class FunctionSpec(Request, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     security_groups: tuple[str, ...]
     account: str = DEFAULT_ACCOUNT
     inside_address: IPv4Address | None = None
+    routed: bool = False
     routes: tuple[IPv4Network, ...] = (IPv4Network("0.0.0.0/0"),)
     mtu: int = 0
     max_flows: int = 0
@@ -160,7 +166,8 @@ class EnvironmentSpec(Request, frozen=True, kw_only=True, forbid_unknown_fields=
 
     namespace: a name, a path or pid:N. descriptor: what the descriptor socket gave for an open TUN. Neither: a fresh
     namespace is made, and deleted when the environment ends. name: unique among those that run; "" makes one up.
-    device: of the TUN in the namespace.
+    device: of the TUN in the namespace. routed: None: as the function says.
+    device: of the TUN in the namespace. pid: with a descriptor, the process that the environment ends with; 0: none.
     """
 
     function: str
@@ -169,6 +176,8 @@ class EnvironmentSpec(Request, frozen=True, kw_only=True, forbid_unknown_fields=
     descriptor: str = ""
     name: str = ""
     device: str = "eth0"
+    routed: bool | None = None
+    pid: int = 0
     client_token: str = ""
 
 
@@ -244,6 +253,7 @@ class Function(Resource, frozen=True, kw_only=True):
     last_update_status: UpdateStatus = UpdateStatus.SUCCESSFUL
     last_update_status_reason: str = ""
     notice: str = ""
+    routed: bool = False
 
 
 class Eni(Resource, frozen=True, kw_only=True):
@@ -283,8 +293,9 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
 class Environment(Resource, frozen=True, kw_only=True):
     """One running copy. function, eni: ids. namespace: "" when it came by a descriptor; fresh: the daemon made it.
 
-    pid: of the process that the namespace was found through, 0 for none. ended: seconds since the epoch. reason: why it
-    ended, in words.
+    pid: of the process that it ends with: through which the namespace was found, or that was named with a descriptor; 0
+    for none. sender: whether the process that sent its descriptor still runs, where no pid was named with it; "" for
+    others. ended: seconds since the epoch. reason: why it ended, in words.
     """
 
     function: str
@@ -296,9 +307,11 @@ class Environment(Resource, frozen=True, kw_only=True):
     state: EnvironmentState
     fresh: bool = False
     pid: int = 0
+    sender: Sender = ""
     timings: Timings | None = None
     ended: float = 0.0
     reason: str = ""
+    routed: bool = False
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):

@@ -48,9 +48,14 @@ needs() { # set
     test)
       needs demo
       need bind9-dnsutils has dig
+      need bubblewrap has bwrap
+      need busybox-static has busybox
       need clang has clang
+      need containerd has ctr
+      need crun has crun # podman's
       need curl has curl
       need dnsmasq-base has dnsmasq
+      need docker.io has dockerd
       need iperf3 has iperf3
       need iputils-ping has ping
       need iputils-tracepath has tracepath
@@ -58,12 +63,16 @@ needs() { # set
       need libcmocka-dev has_cmocka
       need llvm has llvm-symbolizer # readable reports of the sanitizers and fuzzers
       need nginx-light has nginx
+      need podman has podman
       need postgresql has_postgres
       need postgresql-contrib has_pgbench
       need procps has ps
+      need qemu-system-x86 has qemu-system-x86_64
       need redis-server has redis-server
       need redis-tools has redis-benchmark
+      need runc has runc
       need systemd has systemd-analyze
+      need systemd-container has systemd-nspawn
       need traceroute has traceroute
       ;;
     lint)
@@ -106,7 +115,7 @@ apt() { apt-get -qq -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@"; }
 
 # While packages are installed no service starts (policy-rc.d, see invoke-rc.d(8)) and no PostgreSQL cluster is made.
 # Services that were not there before are disabled afterwards, so that the next boot does not start them either.
-SERVICES="postgresql redis-server nginx iperf3"
+SERVICES="postgresql redis-server nginx iperf3 containerd docker podman podman-auto-update podman-restart"
 guard_services() {
   guarded="" unknown=""
   if [ ! -e /usr/sbin/policy-rc.d ]; then

@@ -36,6 +36,7 @@ from hyperplane.errors import (
 from hyperplane.model import Drop, Flow, FlowState, Protocol, Reason
 from hyperplane.resources import (
     DEFAULT_ACCOUNT,
+    SENDERS,
     ApplyRequest,
     DaemonStatus,
     Document,
@@ -133,6 +134,7 @@ _GROUP: Final = Parameter("security_group", "Those with this security group, by 
 _FUNCTION: Final = Parameter("function", "Those of this function, by id or name.")
 _ENI: Final = Parameter("eni", "Those on this ENI, by id.")
 _NAMESPACE: Final = Parameter("namespace", "Those of this network namespace.")
+_SENDER: Final = Parameter("sender", "Those whose descriptor's sender is so.", words(SENDERS))
 _ENVIRONMENT: Final = Parameter("environment", "Those of this environment, by id or name.")
 
 # Which fields a list can be filtered by: what ServiceProtocol.select() gets.
@@ -142,7 +144,7 @@ FILTERS: Final[Mapping[Kind, tuple[Parameter, ...]]] = {
     "security-group": (_NAME, _VPC),
     "function": (_NAME, _states(FunctionState), _VPC, _SUBNET, _GROUP, _ENI),
     "eni": (_NAME, _states(EniState), _VPC, _SUBNET, _GROUP, _FUNCTION),
-    "environment": (_NAME, _states(EnvironmentState), _FUNCTION, _ENI, _NAMESPACE),
+    "environment": (_NAME, _states(EnvironmentState), _FUNCTION, _ENI, _NAMESPACE, _SENDER),
 }
 _FLOW_FILTERS: Final = (
     _ENVIRONMENT,

@@ -2,5 +2,6 @@
 
 from hyperplane.attachment.attachment import Attachment, Timings
 from hyperplane.attachment.attachments import Attachments
+from hyperplane.attachment.keeping import Observer
 
-__all__ = ["Attachment", "Attachments", "Timings"]
+__all__ = ["Attachment", "Attachments", "Observer", "Timings"]

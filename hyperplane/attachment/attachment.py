@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from msgspec import Struct
 
 from hyperplane.dataplane import Eni, Tunnel
+from hyperplane.linux.device import Shape
 from hyperplane.linux.eni import EniDevice
 from hyperplane.linux.namespaces import Namespace
 
@@ -27,11 +28,12 @@ class Timings(Struct, frozen=True):
 
 
 class Made(Struct, frozen=True):
-    """What a thread made of a plan; namespace None when it was given by a descriptor."""
+    """What a thread made of a plan; namespace and shape None when it was given by a descriptor."""
 
     fd: int
     device: str
     namespace: Namespace | None
+    shape: Shape | None
     tunnel: Tunnel
     timings: Timings
 

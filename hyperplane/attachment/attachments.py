@@ -18,16 +18,20 @@ from pathlib import Path
 from typing import Any, Self
 
 from hyperplane.attachment.attachment import Attachment, Made, OpenEni, Timings
+from hyperplane.attachment.keeping import Keeping, Observer
+from hyperplane.attachment.places import Place, Places
 from hyperplane.attachment.plan import LARGEST_MTU, LEAST_MTU, Plan, plan_of
 from hyperplane.dataplane import Engine, Eni, checks
 from hyperplane.errors import EngineError, InvalidValue
 from hyperplane.linux import tun
 from hyperplane.linux.eni import create_eni, withdraw_eni
 from hyperplane.linux.jobs import HalfWay, Jobs
-from hyperplane.linux.namespaces import NamespaceThreads, open_namespace, raise_descriptor_limit
+from hyperplane.linux.namespaces import Namespace, NamespaceThreads, open_namespace, raise_descriptor_limit
+from hyperplane.linux.processes import Token
 from hyperplane.linux.reaper import THREADS_AT_THE_END, Reaper, close_all
 from hyperplane.linux.tunnel import make_tunnel, take_tunnel
-from hyperplane.linux.watch import NamespaceWatch, Token
+from hyperplane.linux.upkeep import Upkeep
+from hyperplane.linux.watch import NamespaceWatch
 from hyperplane.model import SecurityGroup, Timers, UdpMapping
 from hyperplane.resources import INSIDE_ADDRESS
 
@@ -37,12 +41,18 @@ class Attachments:
 
     engine: one that the caller closes (it is started when it does not run); without it, one is made with engine_options
     (those of `Engine`) and closed at the end. in_loop: an attach() that is alone does its work in the event loop's
-    thread, which that blocks for 0.2 ms or so; False: always in one of threads. For one event loop, whose thread stays
-    in its network namespace; raises what `Engine` raises.
+    thread, which that blocks for 0.2 ms or so; False: always in one of threads. observer: is told what others have
+    changed. For one event loop, whose thread stays in its network namespace; raises what `Engine` raises.
     """
 
     def __init__(
-        self, engine: Engine | None = None, *, threads: int = 4, in_loop: bool = True, **engine_options: Any
+        self,
+        engine: Engine | None = None,
+        *,
+        threads: int = 4,
+        in_loop: bool = True,
+        observer: Observer | None = None,
+        **engine_options: Any,
     ) -> None:
         if engine is not None and engine_options:
             given = ", ".join(engine_options)
@@ -52,7 +62,9 @@ class Attachments:
         self._engine: Engine | None = None
         self._thread_count = checks.integer("threads", threads, 1, 64)
         self._in_loop = checks.instance("in_loop", in_loop, bool)
+        self._observer = checks.instance("observer", observer, Observer) if observer else Observer()
         self._enis: dict[Eni, OpenEni] = {}
+        self._places = Places()
         self._closing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -64,12 +76,16 @@ class Attachments:
         self._jobs = Jobs(self._threads)
         self._reaper = Reaper()
         self._watch = NamespaceWatch(self._loop, self._namespace_gone)
+        self._keeping_threads = NamespaceThreads(1)  # attaching does not wait for looks
+        keeping = Keeping(self._keeping_threads, self._observer, self._lost)
         try:
             self._engine = await self._jobs.run(self._start_engine, undo=self._stop_engine)
         except BaseException:
             self._threads.close()
+            self._keeping_threads.close()
             self._reaper.stop()
             raise
+        self._upkeep = Upkeep(self._loop, self._keeping_threads, keeping)
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -151,6 +167,7 @@ class Attachments:
                 await asyncio.wrap_future(await self._jobs.do(self._unmake_eni, opened))
                 raise
             self._enis[opened.eni] = opened
+            self._upkeep.add_eni(opened, opened.device.namespace)
         return opened.eni
 
     def eni_ended(self, eni: Eni) -> asyncio.Future[str]:
@@ -176,6 +193,7 @@ class Attachments:
         fd: int | None = None,
         name: str | None = None,
         address: str | IPv4Address = INSIDE_ADDRESS,
+        routed: bool = False,
         device: str = "eth0",
         mtu: int = 1500,
         routes: Iterable[str | IPv4Network] = ("0.0.0.0/0",),
@@ -184,12 +202,13 @@ class Attachments:
         """Programs a tunnel from an environment onto the ENI; exactly one of namespace, pid and fd says which.
 
         namespace, pid: a TUN called device is made there, with address and mtu, and routes lead to it; it ends by
-        itself when the namespace's name is deleted, or the process ends. fd: a TUN (IFF_NO_PI, IFF_VNET_HDR) that the
-        platform has configured; a duplicate is kept, and device and routes do not apply. name: of the tunnel, unique on
-        the ENI, by default the namespace's. max_flows: the tunnel's own limit, 0 for none.
+        itself when the namespace's name is deleted, or the process ends. routed: a guest behind the namespace has the
+        address; the TUN gets none, and forwards. fd: a TUN (IFF_NO_PI, IFF_VNET_HDR) that the platform has configured;
+        a duplicate is kept, and device, routed and routes do not apply. name: of the tunnel, unique on the ENI, by
+        default the namespace's. max_flows: the tunnel's own limit, 0 for none.
 
-        Raises InvalidValue, NamespaceNotFound, AddressInUse, DeviceError, NotATunnel, PermissionMissing, EngineError;
-        then, and when cancelled, nothing is left.
+        Raises InvalidValue, NamespaceNotFound, ResourceConflict (another attachment has that device), AddressInUse,
+        DeviceError, NotATunnel, PermissionMissing, EngineError; then, and when cancelled, nothing is left.
         """
         opened = self._opened(eni)
         plan = plan_of(
@@ -200,6 +219,7 @@ class Attachments:
             fd=fd,
             name=name,
             address=address,
+            routed=routed,
             device=device,
             mtu=mtu,
             routes=routes,
@@ -226,6 +246,8 @@ class Attachments:
                 await asyncio.wrap_future(await self._jobs.do(self._unmake, made))
                 raise
             opened.attachments.add(attachment)
+            if made.namespace:
+                self._upkeep.add_environment(attachment)
         return attachment
 
     async def detach(self, attachment: Attachment) -> None:
@@ -246,17 +268,30 @@ class Attachments:
     # In threads: making and unmaking
 
     def _make(self, plan: Plan) -> Made:
+        taken: list[Place] = []
+        try:
+            return self._make_at(plan, taken)
+        except BaseException:
+            for place in taken:
+                self._places.release(place)
+            raise
+
+    def _make_at(self, plan: Plan, taken: list[Place]) -> Made:
+        def take(namespace: Namespace) -> None:
+            name = plan.name or basename(namespace.name)
+            taken.append(self._places.take(namespace, plan.shape.device, name))
+
         begun = time.perf_counter()
         if plan.by_descriptor and isinstance(plan.target, int):
             made = take_tunnel(plan.target)
         else:
-            made = make_tunnel(plan.target, plan.shape, self._threads, self._reaper, vpc=plan.vpc)
+            made = make_tunnel(plan.target, plan.shape, self._threads, self._reaper, vpc=plan.vpc, check=take)
         told = time.perf_counter()
         try:
             tunnel = self.engine.add_tunnel(
                 plan.eni,
                 name=plan.name or (basename(made.namespace.name) if made.namespace else f"fd:{made.fd}"),
-                address=plan.shape.address,
+                address=plan.address,
                 fd=made.fd,
                 mtu=plan.shape.mtu,
                 max_flows=plan.max_flows,
@@ -265,12 +300,15 @@ class Attachments:
         except BaseException as error:
             raise HalfWay(error, self._reaper.close(made.fd)) from None
         timings = Timings(begun - plan.asked, made.opened, made.configured, time.perf_counter() - told, made.kernel)
-        return Made(made.fd, made.device, made.namespace, tunnel, timings)
+        shape = plan.shape if made.namespace else None
+        return Made(made.fd, made.device, made.namespace, shape, tunnel, timings)
 
     def _unmake(self, made: Made) -> Future[None]:
         # Refused when the caller closed the engine or removed the tunnel: then it has let go of the descriptor too.
         with suppress(EngineError, InvalidValue):
             self.engine.remove(made.tunnel)
+        if made.namespace:
+            self._places.release((made.namespace.key, made.device))
         return self._reaper.close(made.fd)
 
     def _unmake_eni(self, opened: OpenEni) -> Future[None]:
@@ -303,6 +341,7 @@ class Attachments:
 
     async def _end(self, attachment: Attachment, reason: str) -> None:
         self._watch.remove(attachment)
+        self._upkeep.remove(attachment)
         closing = await self._jobs.do(self._unmake, attachment._made)
         self._enis[attachment.tunnel.eni].attachments.discard(attachment)
         if not attachment.ended.done():  # somebody may have cancelled it
@@ -316,6 +355,7 @@ class Attachments:
 
     async def _end_eni(self, opened: OpenEni, reason: str) -> None:
         self._watch.remove(opened.eni)
+        self._upkeep.remove(opened)
         await self._jobs.settled()
         await asyncio.gather(*(self._begin_end(one, reason) for one in tuple(opened.attachments)))
         closing = await self._jobs.do(self._unmake_eni, opened)
@@ -330,7 +370,15 @@ class Attachments:
         elif isinstance(token, Eni) and token in self._enis:
             self._begin_eni_end(self._enis[token], f"the VPC's {reason}")
 
+    def _lost(self, token: OpenEni | Attachment, reason: str) -> None:
+        if isinstance(token, Attachment):
+            self._begin_end(token, reason)
+        elif token.end is None:
+            self._begin_eni_end(token, reason)
+
     async def _close(self) -> None:
+        await self._upkeep.close()
+        await asyncio.to_thread(self._keeping_threads.close)
         await self._jobs.settled()
         # Nobody waits for the kernel's lock any more: thousands of devices go three to four times as fast.
         before, self._reaper = self._reaper, Reaper(THREADS_AT_THE_END)

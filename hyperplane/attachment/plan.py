@@ -29,6 +29,7 @@ class Plan(Struct, frozen=True):
     target: str | int | Path
     by_descriptor: bool
     name: str | None
+    address: IPv4Address
     shape: Shape
     max_flows: int
     asked: float
@@ -43,6 +44,7 @@ def plan_of(
     fd: int | None,
     name: str | None,
     address: str | IPv4Address,
+    routed: bool,
     device: str,
     mtu: int,
     routes: Iterable[str | IPv4Network],
@@ -53,35 +55,43 @@ def plan_of(
     targets = [one for one in (namespace, pid, fd) if one is not None]
     if len(targets) != 1:
         raise InvalidValue("attach() needs exactly one of namespace, pid and fd", resource="environment")
-    shape = _shape(device, address, mtu, _tuple(routes))
-    if shape.address in eni.addresses:
+    inside, shape = _shape(device, address, mtu, _tuple(routes), bool(routed))
+    if inside in eni.addresses:
         remedy = "give the environment another inside address"
-        raise AddressInUse(f"inside address {shape.address} is an address of ENI {eni.name}", remedy=remedy)
+        raise AddressInUse(f"inside address {inside} is an address of ENI {eni.name}", remedy=remedy)
     return Plan(
         eni=eni,
         vpc=vpc,
         target=targets[0] if pid is None else checks.integer("pid", pid, 1, 1 << 22),
         by_descriptor=fd is not None,
         name=None if name is None else checks.name("tunnel name", name),
+        address=inside,
         shape=shape,
         max_flows=max_flows,
         asked=asked,
     )
 
 
-def _shape(device: str, address: str | IPv4Address, mtu: int, routes: tuple[str | IPv4Network, ...]) -> Shape:
+def _shape(
+    device: str, address: str | IPv4Address, mtu: int, routes: tuple[str | IPv4Network, ...], routed: bool
+) -> tuple[IPv4Address, Shape]:
+    """The inside address, and how the device is set up."""
     try:
-        return _known_shape(device, address, mtu, routes)
+        return _known_shape(device, address, mtu, routes, routed)
     except TypeError:  # what has no hash is no value either: this says which
-        return _checked_shape(device, address, mtu, routes)
+        return _checked_shape(device, address, mtu, routes, routed)
 
 
-def _checked_shape(device: str, address: str | IPv4Address, mtu: int, routes: tuple[str | IPv4Network, ...]) -> Shape:
-    return Shape(
-        device=tun.check_name(device),
-        address=checks.unicast("inside address", address),
+def _checked_shape(
+    device: str, address: str | IPv4Address, mtu: int, routes: tuple[str | IPv4Network, ...], routed: bool
+) -> tuple[IPv4Address, Shape]:
+    name, inside = tun.check_name(device), checks.unicast("inside address", address)
+    return inside, Shape(
+        device=name,
+        address=None if routed else inside,
         mtu=checks.integer("MTU of the tunnel", mtu, LEAST_MTU, LARGEST_MTU),
         routes=tuple(_network(route) for route in routes),
+        forwards=routed,
     )
 
 

@@ -31,7 +31,7 @@ WATCHES: Final = 8192  # one for each namespace that is watched by its name
 HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage")
 TUN: Final = "/dev/net/tun"
 # capabilities(7): what the daemon uses. PTRACE: to open another process's namespace.
-CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
+CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
 # From which kernel on, and what there is without it.
 KERNELS: Final = (
     ((5, 6), "fail", "pidfd_open() and io_uring are too old for the daemon"),

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from hyperplane.resources import (
+    SENDERS,
     EniState,
     EnvironmentState,
     FunctionSpec,
@@ -122,6 +123,7 @@ NOUNS: Final = (
             "subnets": "Subnets of one VPC, by name or id.",
             "security_groups": "Security groups of that VPC, by name or id.",
             "inside_address": "Every environment's own address; 198.18.0.2 or another that is free unless given.",
+            "routed": "A guest behind the namespace has that address; the TUN there gets none, and forwards.",
             "routes": "What environments reach through the tunnel.",
             "mtu": "Of the tunnels; 0: the VPC's.",
             "max_flows": "Of each environment; 0: no limit.",
@@ -148,8 +150,8 @@ NOUNS: Final = (
         plural="environments",
         short="Running copies of functions; start, list, show, delete.",
         help="Running copies of functions, each with a tunnel to an ENI.",
-        columns=("name", "id", "function", "eni", "namespace", "device", "inside_address", "state", "reason"),
-        spare=("device", "inside_address", "eni", "function", "namespace"),
+        columns=("name", "id", "function", "eni", "namespace", "device", "inside_address", "state", "sender", "reason"),
+        spare=("device", "inside_address", "eni", "function", "namespace", "sender"),
         free="reason",
         filters={
             "name": NAME,
@@ -157,8 +159,9 @@ NOUNS: Final = (
             "function": "Those of this function.",
             "eni": "Those on this ENI.",
             "namespace": "Those in this namespace.",
+            "sender": "Those whose descriptor was sent by a process that runs, or is gone.",
         },
-        choices={"state": tuple(str(state) for state in EnvironmentState)},
+        choices={"state": tuple(str(state) for state in EnvironmentState), "sender": SENDERS},
     ),
 )
 

@@ -5,15 +5,18 @@ Event and field names are listed in docs/cli.md; they stay, and so do their mean
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from hyperplane.cli.render import Attached, Changes, Ready, Snapshot
 from hyperplane.cli.words import PROTOCOLS, wall_time
 from hyperplane.model import Counters, Drop, Flow
+
+if TYPE_CHECKING:
+    from hyperplane.linux.repair import Difference
 
 
 class JsonOutput:
@@ -34,6 +37,12 @@ class JsonOutput:
             "pid": ready.pid,
         }
         self._write("ready", fields)
+
+    def put_right(self, link: str, difference: Difference) -> None:
+        self._write("put_right", {"link": link, **difference._asdict()})
+
+    def troubled(self, link: str, troubles: Sequence[str]) -> None:
+        self._write("troubled", {"link": link, "troubles": list(troubles)})
 
     def detached(self, environment: str, reason: str, left: int) -> None:
         self._write("detached", {"environment": environment, "reason": reason, "environments": left})

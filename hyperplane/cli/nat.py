@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +14,13 @@ from typing import Final, Literal
 
 from msgspec.structs import replace
 
-from hyperplane.attachment import Attachment, Attachments
+from hyperplane.attachment import Attachment, Attachments, Observer
 from hyperplane.cli import loop, signals
 from hyperplane.cli.render import Attached, Changes, Output, Ready, Snapshot, reader_is_gone
 from hyperplane.dataplane import Eni, now
 from hyperplane.errors import EngineError, HyperplaneError, InvalidValue
 from hyperplane.linux.namespaces import open_namespace
+from hyperplane.linux.repair import Difference
 from hyperplane.model import Counters, Flow, Io, Rule, SecurityGroup, Timers
 
 EVERYTHING: Final = Rule("all")
@@ -83,6 +85,17 @@ def _check(plan: Plan) -> None:
                 raise InvalidValue(message, resource=namespace, remedy="give a network namespace apart from it")
 
 
+class _Told(Observer):
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
+    def put_right(self, link: str, difference: Difference) -> None:
+        self._output.put_right(link, difference)
+
+    def troubled(self, link: str, troubles: Sequence[str]) -> None:
+        self._output.troubled(link, troubles)
+
+
 class Session:
     """One run. is_ready: set-up is done, so a signal is the expected end."""
 
@@ -108,6 +121,7 @@ class Session:
             workers=plan.workers,
             pin=plan.pin,
             spin=plan.spin,
+            observer=_Told(self._output),
         ) as attachments:
             self._attachments = attachments
             self._eni = await self._open_eni()
@@ -220,7 +234,9 @@ class Session:
                     self._reasons[attachment] = f"device {attachment.device} was deleted"
                     await self._attachments.detach(attachment)
         if self._eni_stays() and engine.counters(self._eni).gone:
-            raise EngineError(f"ENI {self._eni.name} is gone: its device was deleted", remedy="start again")
+            raise EngineError(
+                f"ENI {self._eni.name} is gone: device {self._eni.name} was deleted", remedy="start again"
+            )
 
     def _eni_stays(self) -> bool:
         """False when it is about to end: its environments end before it, and the reason is told with it."""

@@ -143,11 +143,20 @@ def _environment() -> click.Group:
     where: list[click.Parameter] = [
         click.Option(["--namespace"], metavar="NAMESPACE", help="An existing namespace: a name, a path, or pid:N."),
         click.Option(
-            ["--pid"], type=click.IntRange(1), metavar="N", help="The namespace of process N, a container's say."
+            ["--pid"],
+            type=click.IntRange(1),
+            metavar="N",
+            help="The namespace of process N, a container's say; "
+            "with --fd: the process that the environment ends with.",
         ),
         click.Option(["--fd"], type=click.IntRange(0), metavar="N", help="An open TUN: the number of a descriptor."),
         click.Option(["--name"], metavar="NAME", help="Its name; unique among those that run. Made up unless given."),
         click.Option(["--device"], metavar="NAME", help="The TUN's name in the namespace (default: eth0)."),
+        click.Option(
+            ["--routed/--no-routed"],
+            default=None,
+            help="A guest behind the namespace has the inside address (default: as the function says).",
+        ),
         click.Option(["--client-token"], metavar="TEXT", help="Makes repeating it safe."),
     ]
 

@@ -16,6 +16,7 @@ from hyperplane.model import Counters, Drop, Flow, Rule
 
 if TYPE_CHECKING:
     from hyperplane.cli.live import Screen
+    from hyperplane.linux.repair import Difference
 
 MOST_ROWS = 1000  # of a table for people; JSON has all
 MOST_ATTACHED = 25
@@ -73,6 +74,8 @@ class Output(Protocol):
 
     def ready(self, ready: Ready) -> None: ...
     def detached(self, environment: str, reason: str, left: int) -> None: ...
+    def put_right(self, link: str, difference: Difference) -> None: ...
+    def troubled(self, link: str, troubles: Sequence[str]) -> None: ...
     def snapshot(self, snapshot: Snapshot) -> None: ...
     def changes(self, changes: Changes) -> None: ...
     def ending(self, reason: str, counters: Counters) -> None: ...
@@ -131,6 +134,14 @@ class TextOutput:
     def detached(self, environment: str, reason: str, left: int) -> None:
         text = f": {reason}; {many(left, 'environment')} left"
         self._printer.line(Styled(f"{environment} detached", "yellow"), text)
+
+    def put_right(self, link: str, difference: Difference) -> None:
+        what, found, wanted = difference
+        self._printer.line(Styled(link, "yellow"), f": {what} was {found}; put right ({wanted})")
+
+    def troubled(self, link: str, troubles: Sequence[str]) -> None:
+        for text in troubles or ("all is right again",):
+            self._printer.line(Styled(link, "yellow"), f": {text}")
 
     def snapshot(self, snapshot: Snapshot) -> None:
         self._recent = [*self._recent, *snapshot.drops][-MOST_DROPS:]

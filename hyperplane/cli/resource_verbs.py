@@ -77,11 +77,11 @@ def delete(caller: Caller, noun: Noun, refs: Sequence[str]) -> int:
 def start(caller: Caller, values: dict[str, Any]) -> int:
     """fd: a descriptor that we were started with."""
     ways = [name for name in ("namespace", "pid", "fd") if name in values]
-    if len(ways) > 1:
+    if len(ways) > 1 and ways != ["pid", "fd"]:
         raise InvalidValue(f"--{ways[0]} and --{ways[1]} are given", remedy="give one: where the environment runs")
-    descriptor, pid = values.pop("fd", None), values.pop("pid", None)
-    if pid is not None:
-        values["namespace"] = f"pid:{pid}"
+    descriptor = values.pop("fd", None)
+    if descriptor is None and "pid" in values:
+        values["namespace"] = f"pid:{values.pop('pid')}"
     with caller.client() as client:
         if descriptor is not None:
             values["descriptor"] = client.send_descriptor(descriptor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from hyperplane.model import FlowState, Protocol, Reason
-from hyperplane.resources import EniState, EnvironmentState, FunctionState
+from hyperplane.resources import EniState, EnvironmentState, FunctionState, Sender
 
 
 class _Filters(TypedDict, total=False):
@@ -51,6 +51,7 @@ class EnvironmentFilters(_Filters, total=False):
     function: str | None
     eni: str | None
     namespace: str | None
+    sender: Sender | None
 
 
 class FlowFilters(_Filters, total=False):

@@ -41,6 +41,7 @@ from hyperplane.resources import (
     Resource,
     SecurityGroup,
     SecurityGroupSpec,
+    Sender,
     Subnet,
     SubnetSpec,
     Timings,
@@ -292,13 +293,21 @@ class Control:
         namespace: str = "",
         device: str = "",
         pid: int = 0,
+        sender: Sender = "",
         timings: Timings | None = None,
         internals: dict[str, Any] | None = None,
     ) -> None:
-        """namespace: of a fresh one; else it stays as it was asked for. internals: to know it by; None: as before."""
+        """namespace: of a fresh one; else it stays as it was asked for; so does pid. internals: to know it by; None: as
+        before."""
         environment = self._state.environments.get(id_)
         if environment is not None and environment.state is not ENDED:
-            self._environments.attached(environment, namespace, device, pid, timings, internals)
+            self._environments.attached(environment, namespace, device, pid, sender, timings, internals)
+
+    def environment_sender(self, id_: str, sender: Sender, now: float) -> None:
+        """What is known of the process that sent its descriptor."""
+        environment = self._state.environments.get(id_)
+        if environment is not None:
+            self._environments.sent_by(environment, sender)
 
     def environment_failed(self, id_: str, error: HyperplaneError, now: float) -> None:
         """It could not be attached, and nothing is left of it."""

@@ -28,6 +28,7 @@ from hyperplane.resources import (
     Function,
     FunctionSpec,
     FunctionState,
+    Sender,
     Timings,
 )
 
@@ -35,6 +36,7 @@ from hyperplane.resources import (
 DEVICE_NAME: Final = re.compile(r"(?!(?:\.{1,2}|all|default)$)[A-Za-z0-9_.@-]{1,15}")
 DEFAULT_ROUTES: Final = FunctionSpec(name="", subnets=(), security_groups=()).routes
 DEFAULT_DEVICE: Final = EnvironmentSpec(function="").device
+MOST_PID: Final = 1 << 22  # PID_MAX_LIMIT of the kernel
 ATTACHING, ATTACHED = EnvironmentState.ATTACHING, EnvironmentState.ATTACHED
 DETACHING, ENDED = EnvironmentState.DETACHING, EnvironmentState.ENDED
 
@@ -61,7 +63,7 @@ class Environments:
             raise FunctionNotActive(message, resource=function.name, remedy=remedy, field="function")
         eni, fresh = self._choose(function), not spec.namespace and not spec.descriptor
         up = state.enis[eni].state is EniState.AVAILABLE
-        tunnel = self._tunnel(function, eni, spec.device)
+        tunnel = self._tunnel(function, eni, spec.device, routed=spec.routed)
         ready = prepared(tunnel) if fresh and up else None
         id_ = ready.id if ready else state.new_id("environment")
         environment = Environment(
@@ -77,6 +79,8 @@ class Environments:
             mtu=tunnel.mtu,
             state=ATTACHED if ready else ATTACHING,
             fresh=fresh,
+            routed=tunnel.routed,
+            pid=spec.pid,
         )
         kept = self._kept(spec, function)
         state.put("environment", environment, {**kept, "daemon": ready.internals} if ready else kept)
@@ -113,6 +117,7 @@ class Environments:
         namespace: str,
         device: str,
         pid: int,
+        sender: Sender,
         timings: Timings | None,
         internals: Internals | None,
     ) -> None:
@@ -123,11 +128,16 @@ class Environments:
             state=DETACHING if environment.state is DETACHING else ATTACHED,
             namespace=environment.namespace or namespace,
             device=device or environment.device,
-            pid=pid,
+            pid=pid or environment.pid,
+            sender=sender,
             timings=timings,
         )
         kept = state.internals(environment.id)
         state.put("environment", environment, {**kept, "daemon": internals} if internals else kept)
+
+    def sent_by(self, environment: Environment, sender: Sender) -> None:
+        if environment.state is not ENDED and environment.sender != sender:
+            self._state.put("environment", replace(environment, sender=sender))
 
     def over(self, environment: Environment, reason: str, now: float) -> None:
         if environment.state is not ENDED:
@@ -185,14 +195,14 @@ class Environments:
 
     def _over(self, environment: Environment, reason: str, now: float) -> Environment:
         state = self._state
-        environment = replace(environment, state=ENDED, ended=now, reason=reason)
+        environment = replace(environment, state=ENDED, ended=now, reason=reason, sender="")
         kept = {name: one for name, one in state.internals(environment.id).items() if name in ("token", "digest")}
         state.put("environment", environment, kept)
         self._enis.release((environment.eni,))
         self.expire(now)
         return environment
 
-    def _tunnel(self, function: Function, eni: str, device: str) -> TunnelSpec:
+    def _tunnel(self, function: Function, eni: str, device: str, *, routed: bool | None = None) -> TunnelSpec:
         return TunnelSpec(
             eni=eni,
             device=device,
@@ -200,6 +210,7 @@ class Environments:
             mtu=function.mtu or self._state.vpcs[function.vpc].mtu,
             routes=function.routes,
             max_flows=function.max_flows,
+            routed=function.routed if routed is None else routed,
         )
 
     def _choose(self, function: Function) -> str:
@@ -215,6 +226,16 @@ class Environments:
         if not DEVICE_NAME.fullmatch(spec.device):
             limit = "1 to 15 letters, digits, and . _ @ -; not all, default"
             raise InvalidValue(f"device is {spec.device!r}", resource="device", limit=limit, field="device")
+        if spec.descriptor and spec.routed:
+            message = "routed and descriptor are both given"
+            remedy = "leave routed out: nothing is set up on a device that somebody else has opened"
+            raise InvalidValue(message, resource="routed", remedy=remedy, field="routed")
+        if spec.pid and not spec.descriptor:
+            message = f"pid {spec.pid} is given without a descriptor"
+            remedy = f"give namespace pid:{spec.pid} for the namespace of that process"
+            raise InvalidValue(message, resource="pid", remedy=remedy, field="pid")
+        if not 0 <= spec.pid <= MOST_PID:
+            raise InvalidValue(f"pid is {spec.pid}", resource="pid", limit=f"1 to {MOST_PID}", field="pid")
         if not spec.namespace:
             return
         if spec.descriptor:

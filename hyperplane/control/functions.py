@@ -196,6 +196,7 @@ class Functions:
             "subnets": tuple(one.id for one in subnets),
             "security_groups": tuple(one.id for one in groups),
             "inside_address": inside,
+            "routed": spec.routed,
             "routes": spec.routes,
             "mtu": spec.mtu,
             "max_flows": spec.max_flows,

@@ -98,6 +98,7 @@ class TunnelSpec(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int
     routes: tuple[IPv4Network, ...]
     max_flows: int
+    routed: bool = False
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,8 +113,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
 class Attach(msgspec.Struct, frozen=True, kw_only=True):
     """Attach the environment to its ENI, which is up; then environment_attached() or environment_failed().
 
-    environment: id, name, eni, device, inside_address, mtu, fresh. namespace, descriptor: as in EnvironmentSpec, both
-    "" when fresh. vpc_namespace, dns: the VPC's.
+    environment: id, name, eni, device, inside_address, mtu, fresh, routed. namespace, descriptor: as in
+    EnvironmentSpec, both "" when fresh. vpc_namespace, dns: the VPC's.
     """
 
     environment: Environment
@@ -139,6 +140,7 @@ class Attach(msgspec.Struct, frozen=True, kw_only=True):
             mtu=environment.mtu,
             routes=self.routes,
             max_flows=self.max_flows,
+            routed=environment.routed,
         )
 
 

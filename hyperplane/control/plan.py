@@ -95,6 +95,7 @@ class Documents:
             subnets=tuple(state.subnets[id_].name for id_ in one.subnets),
             security_groups=tuple(state.groups[id_].name for id_ in one.security_groups),
             inside_address=None if default else one.inside_address,
+            routed=one.routed,
             routes=one.routes,
             mtu=one.mtu,
             max_flows=one.max_flows,

@@ -9,7 +9,7 @@ from typing import Any, Final
 from hyperplane.control import names
 from hyperplane.control.state import State
 from hyperplane.errors import InvalidValue
-from hyperplane.resources import EniState, EnvironmentState, FunctionState, Kind
+from hyperplane.resources import SENDERS, EniState, EnvironmentState, FunctionState, Kind
 
 # Filter -> (field of the resource, kind that its value refers to). A field with several entries matches with any.
 _VPC: Final[tuple[str, Kind]] = ("vpc", "vpc")
@@ -39,6 +39,7 @@ FILTERS: Final[dict[Kind, dict[str, tuple[str, Kind | None]]]] = {
         "function": ("function", "function"),
         "eni": ("eni", "eni"),
         "namespace": ("namespace", None),
+        "sender": ("sender", None),
     },
 }
 STATES: Final[dict[Kind, type[StrEnum]]] = {
@@ -71,9 +72,9 @@ def _wanted(state: State, kind: Kind, account: str | None, name: str, value: str
         if account is None:
             return field, {one.id for one in state.tables[target].values() if one.name == value}
         return field, {names.require(state, target, value, account, field=name).id}
-    if name == "state" and value not in list(STATES[kind]):
-        limit = f"one of {', '.join(STATES[kind])}"
-        raise InvalidValue(f"state is {value!r}", resource=name, limit=limit, field=name)
+    choices = {"state": tuple(STATES.get(kind, ())), "sender": SENDERS}.get(name)
+    if choices is not None and value not in choices:
+        raise InvalidValue(f"{name} is {value!r}", resource=name, limit=f"one of {', '.join(choices)}", field=name)
     return field, {value}
 
 

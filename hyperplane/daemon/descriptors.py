@@ -29,8 +29,9 @@ from hyperplane.errors import (
     TooManyRequests,
 )
 from hyperplane.ipc.messages import problem
+from hyperplane.linux.processes import Process, process
 from hyperplane.linux.reaper import Reaper
-from hyperplane.linux.sockets import OWNER_AND_GROUP, bind, peer_credentials
+from hyperplane.linux.sockets import OWNER_AND_GROUP, Credentials, bind, peer_credentials
 from hyperplane.linux.tunnel import TunnelDevice, take_tunnel
 
 MOST_WAITING: Final = 256
@@ -43,6 +44,7 @@ LONGEST_REQUEST: Final = 4096
 class _Waiting:
     device: TunnelDevice
     uid: int
+    sender: Process | None
     expiry: asyncio.TimerHandle
 
 
@@ -87,6 +89,11 @@ class Descriptors:
         if peer.uid not in (0, waiting.uid):
             message = "the descriptor was sent by another user"
             raise AccessDenied(message, resource="descriptor", remedy="send it yourself", field="descriptor")
+
+    def sender(self, token: str) -> Process | None:
+        """The process that sent what a token stands for; None when it is not known, or has ended."""
+        waiting = self._waiting.get(token)
+        return waiting.sender if waiting else None
 
     def take(self, token: str, peer: Peer) -> TunnelDevice:
         """The device behind a token, which is used up. Raises as check()."""
@@ -140,7 +147,7 @@ class Descriptors:
                 self._leave(client)
                 return
             try:
-                answer = msgspec.json.encode({"descriptor": self._keep(fds, peer_credentials(client).uid)})
+                answer = msgspec.json.encode({"descriptor": self._keep(fds, peer_credentials(client))})
             except HyperplaneError as error:
                 answer = msgspec.json.encode(problem(error))
         finally:
@@ -151,7 +158,7 @@ class Descriptors:
         except OSError:  # it does not read: its descriptor expires
             self._leave(client)
 
-    def _keep(self, fds: list[int], uid: int) -> str:
+    def _keep(self, fds: list[int], sender: Credentials) -> str:
         if len(fds) != 1:
             remedy = "send one packet with one descriptor of an open TUN"
             raise InvalidValue(f"{len(fds)} descriptors came", resource="descriptor", limit="one", remedy=remedy)
@@ -164,7 +171,8 @@ class Descriptors:
             message = error.message.replace(f"descriptor {fds[0]}", "the descriptor")
             raise type(error)(message, resource="descriptor", remedy=error.remedy) from None
         token = secrets.token_hex(16)
-        self._waiting[token] = _Waiting(device, uid, self._loop.call_later(self._lifetime, self._expire, token))
+        expiry = self._loop.call_later(self._lifetime, self._expire, token)
+        self._waiting[token] = _Waiting(device, sender.uid, process(sender.pid), expiry)
         return token
 
     def _expire(self, token: str) -> None:

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, assert_never
 
 import structlog
 
 from hyperplane.control import Action, Attach, Detach, MakeEni, RemoveEni, UpdateEni
-from hyperplane.daemon.actuator import Actuator, Attached, remembered
+from hyperplane.daemon.actuator import Actuator, Attached
 from hyperplane.daemon.drains import Drains
+from hyperplane.daemon.eni_actuator import EniActuator
 from hyperplane.daemon.ledger import Changes, Ledger
 from hyperplane.daemon.points import CommitPoints
 from hyperplane.daemon.pool import Pool
+from hyperplane.daemon.senders import Senders
 from hyperplane.daemon.turns import Turns
+from hyperplane.daemon.watches import Watches
+from hyperplane.daemon.whereabouts import remembered, remembered_of_descriptor
 from hyperplane.dataplane.reader import Reader
 from hyperplane.errors import (
     DeviceError,
@@ -33,9 +37,9 @@ from hyperplane.errors import (
     TooManyRequests,
 )
 from hyperplane.linux.namespaces import Namespace, NamespaceThreads
+from hyperplane.linux.processes import Process, Token, same_process
 from hyperplane.linux.tunnel import TunnelDevice
-from hyperplane.linux.watch import NamespaceWatch, Token
-from hyperplane.resources import Environment, EnvironmentState, Timings
+from hyperplane.resources import Environment, EnvironmentState, Kind, Timings
 
 T = TypeVar("T")
 
@@ -49,34 +53,42 @@ log = structlog.get_logger()
 @dataclass(slots=True)
 class Start:
     """What a start needs beyond the action. asked: when (time.perf_counter()); decided, waited: seconds until it was
-    decided, and for its ENI."""
+    decided, and for its ENI. process: that an environment on a descriptor ends with; sender: who sent that."""
 
     asked: float
     answer: asyncio.Future[Environment]
     check: Callable[[Namespace], None] | None = None
     device: TunnelDevice | None = None
+    process: Process | None = None
+    sender: Process | None = None
     decided: float = 0.0
     waited: float = 0.0
 
 
 class Executor:
-    """ledger and watch are set once they are there: they call back."""
+    """ledger, watch and senders are set once they are there: they call back."""
 
     ledger: Ledger
-    watch: NamespaceWatch
+    watch: Watches
+    senders: Senders
 
     def __init__(
         self,
         actuator: Actuator,
+        enis: EniActuator,
         threads: NamespaceThreads,
+        eni_threads: NamespaceThreads,
         pool: Pool,
         reader: Callable[[], Reader],
         point: CommitPoints,
     ) -> None:
         self._actuator = actuator
         self._threads = threads
+        self._enis = enis
         self._turns = Turns(threads, self._over)
         self.run = self._turns.run
+        self._eni_turns = Turns(eni_threads, lambda id_, error: None)
+        self.run_for_eni = self._eni_turns.run
         self._pool = pool
         self._drains = Drains(actuator, self._turns, reader, point)
         self._point = point
@@ -92,7 +104,7 @@ class Executor:
 
     def under_way(self, id_: str) -> bool:
         """Whether something is being done about a resource."""
-        return id_ in self._turns
+        return id_ in self._turns or id_ in self._eni_turns
 
     def check_room(self) -> None:
         """Raises TooManyRequests."""
@@ -116,11 +128,11 @@ class Executor:
     def carry(self, action: Action) -> None:
         match action:
             case MakeEni():
-                self._turns.then(action.eni.id, self._make_eni(action))
+                self._eni_turns.then(action.eni.id, self._make_eni(action))
             case UpdateEni():
-                self._turns.then(action.eni.id, self._update_eni(action))
+                self._eni_turns.then(action.eni.id, self._update_eni(action))
             case RemoveEni():
-                self._turns.then(action.eni.id, self._remove_eni(action))
+                self._eni_turns.then(action.eni.id, self._remove_eni(action))
             case Attach():
                 # One whose ENI is up is carried out before expect(): it has waited for nothing.
                 if start := self._starts.get(action.environment.id):
@@ -170,6 +182,25 @@ class Executor:
     async def settled(self, *ids: str) -> None:
         """Waits for what is under way at this moment about these resources."""
         await self._turns.settled(*ids)
+        await self._eni_turns.settled(*ids)
+
+    def in_turn(self, kind: Kind, id_: str, work: Callable[[], Awaitable[T]]) -> asyncio.Future[T]:
+        """What work comes to, begun after what is under way about that resource."""
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        async def do() -> None:
+            try:
+                result = await work()
+            except HyperplaneError as error:
+                if not outcome.done():
+                    outcome.set_exception(error)
+            else:
+                _answer(outcome, result)
+            finally:
+                outcome.cancel()  # nothing, when it is done
+
+        (self._eni_turns if kind == "eni" else self._turns).then(id_, do())
+        return outcome
 
     async def close(self, patience: float) -> None:
         """Starts that are under way are given patience seconds to be answered; drains are left to the next daemon."""
@@ -177,19 +208,20 @@ class Executor:
         if answers:
             await asyncio.wait(answers, timeout=patience)
         await self._turns.close()
+        await self._eni_turns.close()
 
     # ENIs
 
     async def _make_eni(self, action: MakeEni) -> None:
         id_ = action.eni.id
         try:
-            namespace = await self._turns.run(self._actuator.make_eni, action)
+            namespace = await self._eni_turns.run(self._enis.make, action)
         except HyperplaneError as error:
             log.warning("ENI could not be made", eni=id_, error=str(error))
             told = error
             self.ledger.event(lambda now: self.ledger.control.eni_failed(id_, told, now))
             return
-        self.ledger.event(lambda now: self.ledger.control.eni_made(id_, now))
+        self.ledger.event(lambda now: self.ledger.control.eni_made(id_, now, internals=remembered(namespace)))
         self._point("eni stored")
         self.watch_eni(id_, namespace)
 
@@ -203,7 +235,7 @@ class Executor:
     async def _update_eni(self, action: UpdateEni) -> None:
         """Until it is done, and should the engine hang, packets are judged by the rules of before."""
         try:
-            await self._turns.insist(f"rules of {action.eni.id}", self._actuator.update_eni, action, about=EngineError)
+            await self._eni_turns.insist(f"rules of {action.eni.id}", self._enis.update, action, about=EngineError)
         except HyperplaneError as error:
             log.error("rules could not be changed", eni=action.eni.id, error=str(error))
 
@@ -212,7 +244,7 @@ class Executor:
         self.watch.remove(("eni", id_))
         await self._turns.settled(*(one.id for one in self.ledger.control.list("environment", eni=id_)))
         await self._pool.withdraw(id_)
-        closing = await self._turns.insist(f"ENI {id_}", self._actuator.remove_eni, action)
+        closing = await self._eni_turns.insist(f"ENI {id_}", self._enis.remove, action)
         if closing:
             await asyncio.wrap_future(closing)
         self.ledger.event(lambda now: self.ledger.control.eni_removed(id_, now))
@@ -228,8 +260,7 @@ class Executor:
         submitted = time.perf_counter()
         try:
             attached = await self._turns.run(self._actuator.attach, action, device, start.check)
-            if attached.namespace:
-                await self._watch_environment(action.environment, attached.namespace)
+            await self._watch_environment(action.environment, attached.namespace, start.process)
         except HyperplaneError as error:
             self._over(id_, error)
             told = error
@@ -237,6 +268,7 @@ class Executor:
             return
         timings = _timings(start, submitted, attached)
         found = attached.namespace
+        sender = self.senders.watch(id_, start.sender)
         self.ledger.event(
             lambda now: self.ledger.control.environment_attached(
                 id_,
@@ -244,8 +276,9 @@ class Executor:
                 namespace=found.name if found else "",
                 device=attached.device.device,
                 pid=found.pid if found else 0,
+                sender=sender,
                 timings=timings,
-                internals=remembered(found),
+                internals=remembered(found) if found else remembered_of_descriptor(start.process, start.sender),
             )
         )
         self._point("start attached")
@@ -273,9 +306,8 @@ class Executor:
                 return
             try:
                 attached = await self._turns.run(self._actuator.attach, control.attach_action(id_), None)
-                if attached.namespace:
-                    self.watch.remove(("environment", id_))
-                    await self._watch_environment(environment, attached.namespace)
+                self.watch.remove(("environment", id_))
+                await self._watch_environment(environment, attached.namespace)
                 return
             except HyperplaneError as error:
                 if not isinstance(error, DeviceError) or asyncio.get_running_loop().time() > end:
@@ -285,23 +317,35 @@ class Executor:
         log.warning("environment has ended", environment=id_, reason=reason)
         await self._detach(environment, reason)
 
-    def watch_again(self, environment: Environment, namespace: Namespace) -> None:
-        """For one that is attached: its namespace as it is now."""
+    def watch_again(self, environment: Environment, namespace: Namespace | None) -> None:
+        """For one that is attached: its namespace as it is now, None when it came by a descriptor."""
         token = ("environment", environment.id)
         self.watch.remove(token)
         try:
             self.watch.add(token, namespace)
+            if namespace is None and environment.pid:
+                self.watch.add_process(token, environment.pid)
+            elif namespace is None:
+                self.senders.watch_again(environment.id)
         except NamespaceNotFound as error:
             self.end(environment, error.message)
         except HyperplaneError as error:
             log.warning("environment cannot be watched", environment=environment.id, error=str(error))
 
-    async def _watch_environment(self, environment: Environment, namespace: Namespace) -> None:
-        """Raises NamespaceNotFound when it has gone already; then the tunnel is removed."""
+    async def _watch_environment(
+        self, environment: Environment, namespace: Namespace | None, process: Process | None = None
+    ) -> None:
+        """Raises NamespaceNotFound when namespace or process has gone already; then the tunnel is removed."""
+        token = ("environment", environment.id)
         try:
-            self.watch.add(("environment", environment.id), namespace)
+            self.watch.add(token, namespace)
+            if namespace is None and process:
+                self.watch.add_process(token, process[0])
+                if not same_process(process):
+                    raise NamespaceNotFound(f"process {process[0]} ended just now", resource=environment.id)
         except HyperplaneError:
-            fresh = namespace.name if environment.fresh else ""
+            self.watch.remove(token)
+            fresh = namespace.name if namespace and environment.fresh else ""
             closing = await self._turns.run(self._actuator.detach, environment.id, fresh)
             if closing:
                 await asyncio.wrap_future(closing)
@@ -328,6 +372,7 @@ class Executor:
             await self._drains.drain(id_)
         self._drains.forget(id_)
         self.watch.remove(("environment", id_))
+        self.senders.forget(id_)
         await self._drains.reset(id_)
         fresh = current.namespace if current.fresh else ""
         closing = await self._turns.insist(f"environment {id_}", self._actuator.detach, id_, fresh)

@@ -13,7 +13,9 @@ import structlog
 from hyperplane import api
 from hyperplane.control import Control
 from hyperplane.daemon.actuator import Actuator
+from hyperplane.daemon.caretaker import Caretaker
 from hyperplane.daemon.descriptors import Descriptors
+from hyperplane.daemon.eni_actuator import EniActuator
 from hyperplane.daemon.executor import Executor
 from hyperplane.daemon.fresh import FreshNamespaces
 from hyperplane.daemon.ledger import Ledger
@@ -22,18 +24,22 @@ from hyperplane.daemon.places import Places
 from hyperplane.daemon.points import NO_POINTS, CommitPoints
 from hyperplane.daemon.pool import Pool
 from hyperplane.daemon.reconcile import Reconciler, boot_id
+from hyperplane.daemon.senders import Senders
 from hyperplane.daemon.service import Service
 from hyperplane.daemon.supervisor import Supervisor
+from hyperplane.daemon.watches import Watches
 from hyperplane.errors import HyperplaneError
 from hyperplane.ipc.remote import RemoteEngine
 from hyperplane.linux.namespaces import NamespaceThreads, raise_descriptor_limit
 from hyperplane.linux.reaper import Reaper
 from hyperplane.linux.settings import SETTINGS
+from hyperplane.linux.upkeep import Upkeep
 from hyperplane.linux.watch import NamespaceWatch
 from hyperplane.resources import Problem
 from hyperplane.store import SqliteStore
 
 BOOT: Final = "boot_id"
+ENI_THREADS: Final = 8  # that look after ENIs: most of their time they wait for answers on a segment
 PATIENCE: Final = 5.0  # seconds for starts that are under way when the daemon ends
 
 log = structlog.get_logger()
@@ -100,22 +106,33 @@ class Daemon:
         for notice in about_engine:
             log.warning(notice)
 
+        eni_threads = NamespaceThreads(ENI_THREADS)
+        stack.push_async_callback(asyncio.to_thread, eni_threads.close)
         fresh = FreshNamespaces(places.mark, threads, reaper)
-        actuator = Actuator(supervisor.remote, threads, reaper, fresh, self._point)
+        enis = EniActuator(supervisor.remote, eni_threads, reaper, self._point)
+        actuator = Actuator(
+            supervisor.remote, threads, reaper, fresh, enis, self._point, lambda id_: _name(control, id_)
+        )
         control = Control(SystemRandom())
         control.load(store.load())
         self._pool = pool = Pool(
             options.pool, control, actuator, threads, supervisor.remote.knows, lambda: executor.busy
         )
-        executor = Executor(actuator, threads, pool, lambda: supervisor.reader, self._point)
-        executor.watch = pool.watch = NamespaceWatch(asyncio.get_running_loop(), executor.gone)
+        executor = Executor(actuator, enis, threads, eni_threads, pool, lambda: supervisor.reader, self._point)
+        caretaker = Caretaker(control, executor, actuator, enis, eni_threads, supervisor.remote, reaper, pool)
+        loop = asyncio.get_running_loop()
+        upkeep = Upkeep(loop, eni_threads, caretaker)
+        executor.watch = pool.watch = Watches(NamespaceWatch(loop, executor.gone), upkeep)
         stack.callback(executor.watch.close)
         stack.push_async_callback(pool.close)
         executor.ledger = ledger = Ledger(control, store, executor.carry, executor.kept)
         stack.callback(ledger.flush)
+        executor.senders = Senders(asyncio.get_running_loop(), ledger)
+        stack.callback(executor.senders.close)
         stack.push_async_callback(executor.close, PATIENCE)
+        stack.push_async_callback(upkeep.close)
 
-        reconciler = Reconciler(ledger, executor, actuator, supervisor.remote, reaper, fresh, pool)
+        reconciler = Reconciler(ledger, executor, actuator, enis, caretaker, supervisor.remote, fresh, pool)
         now, before = boot_id(), store.meta.get(BOOT, "")
         await reconciler.at_start(rebooted=before not in ("", now), store_lost=adopted and store.begun)
         if before != now:
@@ -128,6 +145,7 @@ class Daemon:
             ledger=ledger,
             executor=executor,
             reconciler=reconciler,
+            upkeep=upkeep,
             supervisor=supervisor,
             descriptors=descriptors,
             pool=pool,
@@ -157,6 +175,12 @@ class Daemon:
             task = asyncio.get_running_loop().create_task(self._reconciler.on_request())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+
+def _name(control: Control, environment: str) -> str:
+    """Of an environment; the id of one that is only prepared. Its one look-up needs no turn of the event loop."""
+    found = control.find("environment", environment, None)
+    return found.name if found else environment
 
 
 def _about_engine(engine: RemoteEngine, wanted: Mapping[str, object], *, store_lost: bool) -> Iterator[str]:

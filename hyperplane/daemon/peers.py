@@ -31,6 +31,7 @@ def check_target(target: str, peer: Peer) -> Callable[[Namespace], None] | None:
     if target.startswith("fd:"):
         remedy = "send the descriptor of a TUN over descriptors.sock, or give pid:N"
         raise InvalidValue("fd:N is a descriptor of the daemon", resource=target, remedy=remedy, field="namespace")
+    _check_self(target, "namespace")
     if peer.uid == 0:
         return None
     match = PROCESS.fullmatch(target)
@@ -60,10 +61,17 @@ def check_vpc(target: str, peer: Peer, *, field: str = "namespace") -> None:
     """Raises AccessDenied, InvalidValue."""
     if target.startswith("fd:"):
         raise InvalidValue("fd:N is a descriptor of the daemon", resource=target, remedy="give a name", field=field)
+    _check_self(target, field)
     if peer.uid != 0 and ("/" in target or target.startswith("pid:")):
         message = f"only root may give {target} as a VPC's namespace"
         remedy = "give one by its name (`ip netns list` shows them), or ask as root"
         raise AccessDenied(message, resource=target, remedy=remedy, field=field)
+
+
+def _check_self(target: str, field: str) -> None:
+    if target.startswith(("/proc/self/", "/proc/thread-self/")):
+        remedy = "give the number of your own process: pid:N, or /proc/N/..."
+        raise InvalidValue("/proc/self is the daemon's own", resource=target, remedy=remedy, field=field)
 
 
 def _check_process(process: int, peer: Peer) -> None:

@@ -23,11 +23,12 @@ from msgspec.structs import replace
 
 from hyperplane.control import Control, Prepared, TunnelSpec
 from hyperplane.control.environments import DEFAULT_DEVICE
-from hyperplane.daemon.actuator import Actuator, remembered
+from hyperplane.daemon.actuator import Actuator
 from hyperplane.daemon.turns import Turns
+from hyperplane.daemon.watches import Watches
+from hyperplane.daemon.whereabouts import remembered
 from hyperplane.errors import HyperplaneError
 from hyperplane.linux.namespaces import NamespaceThreads
-from hyperplane.linux.watch import NamespaceWatch
 
 DECLARED: Final = 8  # a function that is declared counts as one of so many parts of the latest starts
 PAUSE: Final = 0.005  # seconds between two supplies
@@ -51,7 +52,7 @@ class Pool:
     """Belongs to the event loop. size: how many are kept; 0: none. knows(id): whether the engine has that link. busy():
     true while starts wait for threads. watch is set once it is there."""
 
-    watch: NamespaceWatch
+    watch: Watches
 
     def __init__(
         self,

@@ -18,9 +18,7 @@ died with an engine are made again, and after a reboot of the host every environ
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -28,16 +26,18 @@ from typing import Any, Final, Literal
 import structlog
 
 from hyperplane.control import MakeEni, RemoveEni, UpdateEni
-from hyperplane.daemon.actuator import Actuator, namespace_key, rules
+from hyperplane.daemon.actuator import Actuator
+from hyperplane.daemon.caretaker import Caretaker
+from hyperplane.daemon.eni_actuator import EniActuator, rules
 from hyperplane.daemon.executor import Executor
 from hyperplane.daemon.fresh import FreshNamespaces
 from hyperplane.daemon.ledger import Ledger
 from hyperplane.daemon.pool import Pool
-from hyperplane.errors import HyperplaneError, NamespaceNotFound, ResourceConflict
+from hyperplane.daemon.whereabouts import Found, named_by_process, namespace_key
+from hyperplane.errors import HyperplaneError, ResourceConflict
 from hyperplane.ipc.mirror import Link
 from hyperplane.ipc.remote import RemoteEngine
-from hyperplane.linux.namespaces import Namespace, open_namespace
-from hyperplane.linux.reaper import Reaper
+from hyperplane.linux.repair import Difference
 from hyperplane.linux.settings import SETTINGS
 from hyperplane.resources import Change, Eni, EniState, Environment, EnvironmentState, FunctionState, Kind, Plan
 
@@ -47,31 +47,24 @@ UNANSWERED: Final = "the daemon was restarted while it was being attached"
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What has become of an environment. missing: its device or link, while its namespace lives."""
-
-    state: Literal["right", "missing", "gone"]
-    reason: str = ""
-    namespace: Namespace | None = None
-
-
 class Reconciler:
     def __init__(
         self,
         ledger: Ledger,
         executor: Executor,
         actuator: Actuator,
+        enis: EniActuator,
+        caretaker: Caretaker,
         engine: RemoteEngine,
-        reaper: Reaper,
         fresh: FreshNamespaces,
         pool: Pool,
     ) -> None:
         self._ledger = ledger
         self._executor = executor
         self._actuator = actuator
+        self._enis = enis
+        self._caretaker = caretaker
         self._engine = engine
-        self._reaper = reaper
         self._fresh = fresh
         self._pool = pool
         self._changes: list[Change] = []
@@ -111,28 +104,33 @@ class Reconciler:
     # Steps
 
     async def _compare(self) -> None:
-        for eni in self._ledger.control.list("eni"):
+        enis = self._ledger.control.list("eni")
+        await self._executor.settled(*(one.id for one in enis if one.state is not EniState.PENDING))
+        for eni in enis:
             if eni.state in (EniState.AVAILABLE, EniState.IN_USE) and not self._executor.under_way(eni.id):
                 await self._compare_eni(eni)
         attached = [one for one in self._environments() if one.state is EnvironmentState.ATTACHED]
+        await self._executor.settled(*(one.id for one in attached))
         known = [one for one in attached if not self._executor.under_way(one.id)]
-        keys = {one.id: self._ledger.control.internals(one.id).get("netns") for one in known}
-        found = await self._run(lambda: [self._inspect(one, keys[one.id]) for one in known])
-        for environment, each in zip(known, found, strict=True):
-            await self._compare_environment(environment, each)
+        conditions = await self._caretaker.inspect(known)
+        for environment in known:
+            await self._compare_environment(environment, conditions[environment.id])
         for id_ in await self._run(lambda ids: [one for one in ids if not self._has_device(one)], self._pool.ids()):
             self._pool.lose(id_)
 
     async def _compare_eni(self, eni: Eni) -> None:
         action = self._ledger.control.make_action(eni.id)
-        namespace = await self._run(self._actuator.adopt_eni, eni, action.namespace)
+        try:
+            report = await self._caretaker.eni(eni.id)
+        except HyperplaneError as error:
+            log.warning("ENI cannot be looked at", eni=eni.id, error=str(error))
+            return
+        self._note_differences("eni", eni.id, report.differences)
+        if self._executor.under_way(eni.id):  # it is lost, and removed
+            return
+        namespace = await self._executor.run_for_eni(self._enis.adopt, eni, action.namespace)
         if namespace is None:
-            self._note("update", "eni", eni.id, device=("missing", eni.device))
-            try:
-                namespace = await self._executor.run(self._actuator.remake_eni, action)
-            except HyperplaneError as error:
-                self._executor.lose_eni(eni.id, str(error))
-                return
+            return
         self._executor.watch_eni(eni.id, namespace)
         link = await self._run(self._engine.link, eni.id)
         wanted = rules(action.security_groups)
@@ -141,27 +139,37 @@ class Reconciler:
             self._note("update", "eni", eni.id, rules=(", ".join(link.spec.rules), ", ".join(wanted)))
             self._ledger.begin([UpdateEni(eni=eni, security_groups=action.security_groups)])
 
-    async def _compare_environment(self, environment: Environment, found: _Found) -> None:
+    async def _compare_environment(self, environment: Environment, found: Found) -> None:
         current = self._ledger.control.find("environment", environment.id, None)
         if current is None or current.state is not EnvironmentState.ATTACHED or self._executor.under_way(current.id):
             return  # changed meanwhile
-        if found.state != "right":
-            self._begun.add(environment.id)
+        if found.state == "right":
+            self._executor.watch_again(environment, found.namespace)
+            return
+        self._begun.add(environment.id)
         if found.state == "gone":
             self._note("delete", "environment", environment.name, reason=("", found.reason))
             self._executor.end(environment, found.reason)
-        elif found.state == "missing":
-            self._note("update", "environment", environment.name, device=("missing", environment.device))
-            fd = await self._run(self._engine.remove, environment.id)
-            closing = asyncio.wrap_future(self._reaper.close(fd)) if fd >= 0 else None
-            self._executor.reattach(environment, closing)
-        elif found.namespace:
+            return
+        try:
+            report = await self._caretaker.environment(environment.id)
+        except HyperplaneError as error:
+            log.warning("environment cannot be looked at", environment=environment.id, error=str(error))
+            return
+        self._note_differences("environment", environment.name, report.differences)
+        if found.state == "changed":
             self._executor.watch_again(environment, found.namespace)
 
+    def _note_differences(self, kind: Kind, name: str, differences: Iterable[Difference]) -> None:
+        if differences:
+            self._note("update", kind, name, **{one.what: (one.found, one.wanted) for one in differences})
+
     def _try_again(self) -> None:
-        """Functions that have failed: their VPC's namespace may be there by now."""
+        """Functions that have failed: their VPC's namespace may be there by now. But when that is a process's, its
+        number may have gone to another one: then somebody has to apply it again."""
         control = self._ledger.control
         failed = [one for one in control.list("function") if one.state is FunctionState.FAILED]
+        failed = [one for one in failed if not named_by_process(control.get("vpc", one.vpc, None).namespace)]
         for account in dict.fromkeys(one.account for one in failed):
             names = {one.name for one in failed if one.account == account}
             for spec in control.export(account).function:
@@ -171,29 +179,6 @@ class Reconciler:
                         self._begun.update(self._ledger.request(partial(control.create_function, spec)).enis)
                     except HyperplaneError as error:
                         log.warning("function still fails", function=spec.name, error=str(error))
-
-    def _inspect(self, environment: Environment, remembered: Any) -> _Found:
-        """In a thread."""
-        link = self._engine.link(environment.id)
-        key = namespace_key(link) if link else None
-        if not environment.namespace:
-            if link is None:
-                return _Found("gone", "its descriptor was lost with the engine")
-            with suppress(ResourceConflict):  # one that an older version let in
-                self._actuator.recall(environment.id, link.fd)
-            return _Found("right") if key else _Found("gone", "its device was deleted")
-        try:
-            with open_namespace(environment.namespace) as namespace:
-                found = namespace.closed()
-        except NamespaceNotFound:
-            return _Found("gone", _gone(environment))
-        except HyperplaneError as error:  # no descriptor left, for instance: it may live
-            log.warning("environment cannot be looked at", environment=environment.id, error=str(error))
-            return _Found("right")
-        expected = key or (tuple(remembered) if remembered else found.key)
-        if found.key != expected:
-            return _Found("gone", _gone(environment))
-        return _Found("right" if key else "missing", namespace=found)
 
     def _has_device(self, link: str) -> bool:
         found = self._engine.link(link)
@@ -217,11 +202,11 @@ class Reconciler:
         ]
         for link in sorted(strangers, key=lambda link: link.spec.kind == "eni"):
             self._note("delete", "eni" if link.spec.kind == "eni" else "environment", link.spec.id)
-            await self._tried(self._actuator.remove_stranger, link)
+            await self._tried(self._executor.run_for_eni, self._enis.remove_stranger, link)
         used = {one.namespace for one in self._environments()}
         for name in await self._run(self._fresh.leftovers, used):
             log.info("a fresh namespace that nobody has is deleted", namespace=name)
-            await self._tried(self._fresh.delete, name)
+            await self._tried(self._run, self._fresh.delete, name)
 
     # Within
 
@@ -251,9 +236,9 @@ class Reconciler:
     async def _run(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await self._executor.run(work, *arguments)
 
-    async def _tried(self, work: Callable[..., Any], *arguments: Any) -> None:
+    async def _tried(self, work: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
         try:
-            await self._run(work, *arguments)
+            await work(*arguments)
         except HyperplaneError as error:
             log.warning("what was left over could not be removed", error=str(error))
 
@@ -264,9 +249,3 @@ def boot_id() -> str:
         return BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:
         return ""
-
-
-def _gone(environment: Environment) -> str:
-    if environment.pid:
-        return f"process {environment.pid} ended"
-    return f"namespace {environment.namespace} was deleted"

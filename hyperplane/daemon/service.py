@@ -24,7 +24,9 @@ from hyperplane.daemon.points import CommitPoints
 from hyperplane.daemon.pool import Pool
 from hyperplane.daemon.reconcile import Reconciler
 from hyperplane.daemon.supervisor import Supervisor
-from hyperplane.errors import EniNotReady, ResourceConflict
+from hyperplane.errors import EniNotReady, InvalidValue, ResourceConflict
+from hyperplane.linux.processes import process
+from hyperplane.linux.upkeep import Upkeep
 from hyperplane.model import Drop, Flow
 from hyperplane.resources import (
     ApplyRequest,
@@ -43,6 +45,7 @@ from hyperplane.resources import (
 
 START_WITHIN: Final = 50.0  # seconds: an ENI that is pending for longer does not come
 RUNNING: Final = (EnvironmentState.ATTACHED, EnvironmentState.DETACHING)
+MOST_REASONS: Final = 20  # of healthz that are about ENIs
 END_WITHIN: Final = 10.0  # seconds that a deletion without drain waits for its end
 
 
@@ -55,6 +58,7 @@ class Service:
     ledger: Ledger
     executor: Executor
     reconciler: Reconciler
+    upkeep: Upkeep
     supervisor: Supervisor
     descriptors: Descriptors
     pool: Pool
@@ -129,12 +133,16 @@ class Service:
         asked = time.perf_counter()
         self.executor.check_room()
         check = check_target(spec.namespace, peer) if spec.namespace else None
+        owner = process(spec.pid)
 
         def decide(now: float) -> tuple[Environment, bool, float]:
             environment = self.control.start_environment(spec, now, self.pool.find)
             created = environment.created == now
             if created and spec.descriptor:
                 self.descriptors.check(spec.descriptor, peer)
+            if created and spec.pid and owner is None:
+                remedy = "give the pid of a running process"
+                raise InvalidValue(f"no process {spec.pid}", resource="pid", remedy=remedy, field="pid")
             return environment, created, time.perf_counter() - asked
 
         environment, created, decided = self.ledger.request(decide)
@@ -144,6 +152,8 @@ class Service:
             return self._taken(environment, asked, decided), True
         start = Start(asked, asyncio.get_running_loop().create_future(), check, decided=decided)
         if spec.descriptor:
+            start.process = owner
+            start.sender = None if owner else self.descriptors.sender(spec.descriptor)
             start.device = self.descriptors.take(spec.descriptor, peer)
         self.executor.expect(environment.id, start)
         self.point("start stored")
@@ -216,6 +226,10 @@ class Service:
             reasons.append(trouble)
         if trouble := self.ledger.trouble:
             reasons.append(trouble)
+        troubles = self.upkeep.troubles
+        reasons += troubles[:MOST_REASONS]
+        if len(troubles) > MOST_REASONS:
+            reasons.append(f"{len(troubles) - MOST_REASONS} more like these; the log has all")
         return Health(
             status="degraded" if reasons else "ok",
             version=__version__,

@@ -19,12 +19,17 @@ from hyperplane.linux.reaper import Reaper
 
 
 class Shape(Struct, frozen=True):
-    """How an environment's device is set up, whichever namespace it is in."""
+    """How a device is set up, whichever namespace it is in.
+
+    address None: an ENI's, to which its addresses are routed, or an environment's where what is behind the namespace
+    has the address, a microVM's guest for instance. forwards: whether net.ipv4.conf.DEVICE.forwarding must be 1.
+    """
 
     device: str
-    address: IPv4Address
+    address: IPv4Address | None
     mtu: int
     routes: tuple[IPv4Network, ...]
+    forwards: bool = False
 
 
 class MadeDevice(Struct, frozen=True):
@@ -51,7 +56,9 @@ def make_device(shape: Shape, reaper: Reaper, *, environment: int = -1, home: in
             raise _failure(shape.device, made.step, made.error)
         if made.refusals_length:
             refusals = netlink.refusals_in(bytes(ffi.buffer(made.refusals, made.refusals_length)))
-            netlink.check_configuration(shape.device, shape.mtu, shape.address, shape.routes, refusals)
+            netlink.check_configuration(
+                shape.device, shape.mtu, shape.address, shape.routes, refusals, routed=shape.forwards
+            )
     except BaseException as error:
         if made.fd < 0:
             raise
@@ -62,7 +69,7 @@ def make_device(shape: Shape, reaper: Reaper, *, environment: int = -1, home: in
 @lru_cache(maxsize=256)  # environments have few shapes
 def _template(shape: Shape) -> tuple[Any, tuple[Any, ...]]:
     """hp_device * without its namespace, and what it points to."""
-    batch = rtnl.configuration(shape.mtu, shape.address, shape.routes)
+    batch = rtnl.configuration(shape.mtu, shape.address, shape.routes, routed=shape.forwards)
     messages, places = ffi.new("uint8_t[]", bytes(batch.data)), ffi.new("uint32_t[]", batch.places)
     values = {
         "name": tun.check_name(shape.device).encode(),

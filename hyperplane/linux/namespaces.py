@@ -12,7 +12,6 @@ import fcntl
 import os
 import re
 import resource
-import select
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -33,7 +32,9 @@ MOST_DESCRIPTORS: Final = 32_768  # that a process gets room for beforehand: 8 b
 CLONE_NEWNET: Final = 0x40000000  # linux/sched.h
 NS_GET_USERNS, NS_GET_NSTYPE, NS_GET_OWNER_UID = 0xB701, 0xB703, 0xB704  # linux/nsfs.h, ioctl_ns(2)
 HARMLESS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # not blocking: a path may be a FIFO's
-PROCESS_NAMESPACE: Final = re.compile(r"/proc/(\d+)(?:/task/\d+)?/ns/net")
+MOST_LINKS: Final = 40  # symbolic links in one path: path_resolution(7)
+PROCESS_PATH: Final = re.compile(r"/proc/(\d+)(?:/|$)")
+GONE: Final = (errno.ENOENT, errno.ESRCH, errno.ENOTDIR, errno.ELOOP)  # any other error says nothing about a path
 
 LIBC: Final = ctypes.CDLL(None, use_errno=True)  # Python has os.setns from 3.12 on
 
@@ -45,7 +46,8 @@ class Namespace(Struct, frozen=True):
 
     name: for people. key: device and inode of its nsfs file, the same for two descriptors of one namespace and for no
     other one while it lives. path: the file that names it, "" when it has none that can go away; pid: the process it
-    was found through, 0 for none. fd: -1 once closed().
+    was found through, 0 for none. loose: the path may come to name something else without any event: it leads through a
+    process or a symbolic link. fd: -1 once closed().
     """
 
     name: str
@@ -53,6 +55,7 @@ class Namespace(Struct, frozen=True):
     key: Key
     path: str = ""
     pid: int = 0
+    loose: bool = False
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -60,7 +63,7 @@ class Namespace(Struct, frozen=True):
 
     def closed(self) -> Namespace:
         """The same without its descriptor, to be kept for long."""
-        return Namespace(self.name, -1, self.key, self.path, self.pid)
+        return Namespace(self.name, -1, self.key, self.path, self.pid, self.loose)
 
     def __enter__(self) -> Self:
         return self
@@ -111,9 +114,18 @@ def owner_of(fd: int) -> int:
         os.close(user_namespace)
 
 
+def path_of(name: str) -> str:
+    """The file that stands for a namespace that open_namespace() takes by this text; "" for a descriptor."""
+    if name.startswith("pid:"):
+        return process_path(int(name[4:]))
+    if name.startswith("fd:"):
+        return ""
+    return os.path.abspath(name) if "/" in name else f"{NETNS_RUN_DIR}/{name}"
+
+
 def _of_process(pid: int) -> Namespace:
-    name = f"pid:{pid}"
-    return _checked(_open(f"/proc/{pid}/ns/net", name), name, pid=pid)
+    name, path = f"pid:{pid}", process_path(pid)
+    return _checked(_open(path, name), name, path=path, pid=pid, loose=True)
 
 
 def _of_descriptor(fd: int) -> Namespace:
@@ -127,22 +139,35 @@ def _of_descriptor(fd: int) -> Namespace:
 
 
 def _of_path(path: str, name: str) -> Namespace:
-    if not path.startswith("/proc/"):
+    directory = os.path.dirname(path)
+    if directory == NETNS_RUN_DIR or not process_on(directory):
         with suppress(OSError):  # a symbolic link, or whatever else _open() has words for
             return _checked(os.open(path, HARMLESS | os.O_NOFOLLOW), name, path=path)
-    pid = _process_behind(path)
-    # Files in /proc send no inotify events: only the process itself can be watched.
-    return _checked(_open(path, name), name, path="" if path.startswith("/proc/") else path, pid=pid)
+    return _checked(_open(path, name), name, path=path, pid=process_on(path), loose=True)
 
 
-def _process_behind(path: str) -> int:
-    """The process whose namespace a path (or a symbolic link, as made for containers) leads to, or 0."""
-    for _ in range(8):
-        if match := PROCESS_NAMESPACE.fullmatch(path):
+def process_path(pid: int) -> str:
+    """The file that stands for the network namespace of a process."""
+    return f"/proc/{pid}/ns/net"
+
+
+def process_on(path: str) -> int:
+    """The first process that an absolute path leads through, also by symbolic links as made for containers; 0 for none.
+
+    What follows `/proc/PID` is not resolved: its links lead to where their text does not (proc_pid_fd(5), _root, _cwd).
+    """
+    for _ in range(MOST_LINKS):
+        if match := PROCESS_PATH.match(path):
             return int(match[1])
-        try:
-            path = os.path.join(os.path.dirname(path), os.readlink(path))
-        except OSError:
+        place = 0
+        while place >= 0:
+            place = path.find("/", place + 1)
+            link = path if place < 0 else path[:place]
+            with suppress(OSError):
+                rest = "" if place < 0 else path[place:]
+                path = os.path.normpath(os.path.join(os.path.dirname(link), os.readlink(link)) + rest)
+                break
+        else:
             return 0
     return 0
 
@@ -167,7 +192,7 @@ def _open(path: str, name: str) -> int:
         raise NamespaceNotFound(f"namespace {name}: {error.strerror}", resource=name) from None
 
 
-def _checked(fd: int, name: str, *, path: str = "", pid: int = 0) -> Namespace:
+def _checked(fd: int, name: str, *, path: str = "", pid: int = 0, loose: bool = False) -> Namespace:
     try:
         kind = fcntl.ioctl(fd, NS_GET_NSTYPE)
     except OSError:
@@ -177,7 +202,7 @@ def _checked(fd: int, name: str, *, path: str = "", pid: int = 0) -> Namespace:
         what = "another kind of namespace" if kind else "no namespace (perhaps a file left over after its removal)"
         remedy = "`ip netns list` shows network namespaces"
         raise NamespaceNotFound(f"{name} is {what}", resource=name, remedy=remedy)
-    return Namespace(name, fd, key_of(fd), path, pid)
+    return Namespace(name, fd, key_of(fd), path, pid, loose)
 
 
 def descriptors_exhausted(what: str) -> DeviceError:
@@ -279,16 +304,23 @@ def entry_refused(number: int) -> PermissionMissing:
     return PermissionMissing(message, resource="namespace", remedy=remedy)
 
 
-def process_alive(pidfd: int) -> bool:
-    """Whether the process of a pidfd (pidfd_open(2)) has not ended: it is readable from then on."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return not poll.poll(0)
-
-
-def namespace_exists(namespace: Namespace) -> bool:
-    """Whether the file that named it still does."""
-    with suppress(OSError):
+def what_became(namespace: Namespace) -> str:
+    """What became of the name of a namespace, in words; "" while it stands for it, or when that cannot be told."""
+    try:
         status = os.stat(namespace.path)
-        return (status.st_dev, status.st_ino) == namespace.key
-    return False
+    except OSError as error:
+        if error.errno not in GONE:
+            return ""
+        found = None
+    else:
+        found = (status.st_dev, status.st_ino)
+        if found == namespace.key:
+            return ""
+    if namespace.path == process_path(namespace.pid):
+        return f"process {namespace.pid} {'went to another namespace' if found else 'ended'}"
+    what = f"namespace {namespace.name}"
+    if namespace.pid and found:
+        return f"{what} is another one now" if found[0] == namespace.key[0] else f"{what} is something else now"
+    if found and found[0] != namespace.key[0]:  # the plain file on which it was mounted
+        return f"{what} was unmounted"
+    return f"{what} is not there any more" if namespace.path.startswith("/proc/") else f"{what} was deleted"

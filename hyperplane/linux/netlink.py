@@ -13,6 +13,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final, NamedTuple
 
@@ -22,6 +23,7 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from hyperplane.errors import DeviceError, DeviceExists, HyperplaneError, PermissionMissing
+from hyperplane.linux import rtnl
 from hyperplane.linux.namespaces import descriptors_exhausted
 from hyperplane.linux.rtnl import (
     HEADER,
@@ -41,7 +43,7 @@ NLMSG_DONE: Final = 3
 NLM_F_DUMP: Final = 0x300
 NLM_F_ACK_TLVS: Final = 0x200
 NLMSGERR_ATTR_MSG: Final = 1
-NETLINK_CAP_ACK, NETLINK_EXT_ACK = 10, 11
+NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
 SOL_NETLINK: Final = 270
 # linux/rtnetlink.h, linux/neighbour.h
 RTM_GETADDR, RTM_GETROUTE, RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 22, 26, 28, 29, 30
@@ -87,12 +89,15 @@ def check_configuration(
     address: IPv4Address | None,
     routes: Sequence[IPv4Network],
     refusals: Sequence[Refusal],
+    *,
+    routed: bool = False,
 ) -> None:
-    """Raises as configure() when the kernel refused one of its messages."""
-    if address is not None:  # a kernel without CONFIG_NET_SCHED queues as it does
+    """Raises as configure() when the kernel refused one of its messages. routed: as for rtnl.configuration()."""
+    steps = [f"MTU {mtu}", "up"]
+    if address is not None or routed:  # a kernel without CONFIG_NET_SCHED queues as it does
         refusals = [one for one in refusals if one.place != QUEUEING_STEP]
+        steps[1:1] = ["", "forwarding" if address is None else f"address {address}"]
     if refusals:
-        steps = [f"MTU {mtu}", *([] if address is None else ["", f"address {address}"]), "up"]
         raise _refused(device, [*steps, *(f"route {route}" for route in routes)], refusals[0])
 
 
@@ -104,6 +109,38 @@ def bring_up(device: str) -> None:
         raise _refused(device, ["up"], refusals[0])
 
 
+def repair(
+    device: str,
+    index: int,
+    *,
+    mtu: int = 0,
+    address: IPv4Address | None = None,
+    forwards: bool = False,
+    up: bool = False,
+    routes: Sequence[IPv4Network] = (),
+    source: IPv4Address | None = None,
+) -> None:
+    """Sets what is given of a device by its index: MTU, one more address, forwarding, up, routes that prefer source.
+
+    A route goes before one that somebody else has made for the same network. Raises as configure().
+    """
+    batch, steps = rtnl.repairs(mtu=mtu, address=address, forwards=forwards, up=up, routes=tuple(routes), source=source)
+    with _socket() as kernel:
+        refusals, _ = _transact(kernel, batch.fill(index), batch.count)
+    if refusals:
+        raise _refused(device, steps, refusals[0])
+
+
+def rename(index: int, name: str) -> None:
+    """Gives a device another name; it is down afterwards: Linux before 6.2 renames no device that is up. Raises as
+    configure()."""
+    batch = rtnl.renaming(name)
+    with _socket() as kernel:
+        refusals, _ = _transact(kernel, batch.fill(index), batch.count)
+    if refusals:
+        raise _refused(name, ["down", "name"], refusals[0])
+
+
 def _transact(kernel: socket.socket, batch: bytes | bytearray, count: int) -> tuple[list[Refusal], float]:
     """Sends a numbered batch of count messages; returns those refused, and the seconds until the last answer."""
     refusals = []
@@ -111,22 +148,22 @@ def _transact(kernel: socket.socket, batch: bytes | bytearray, count: int) -> tu
     kernel.send(batch)
     answered = 0
     while answered < count:
-        answers = kernel.recv(65536)
-        refusals += refusals_in(answers)
-        answered = max(HEADER.unpack_from(data)[3] for _, data in _messages(answers))
+        said = kernel.recv(65536)
+        refusals += refusals_in(said)
+        answered = max(HEADER.unpack_from(data)[3] for _, data in _messages(said))
     return refusals, time.perf_counter() - begun
 
 
-def refusals_in(answers: bytes) -> list[Refusal]:
+def refusals_in(said: bytes) -> list[Refusal]:
     """Those among the answers to a batch."""
-    return [refusal for _, data in _messages(answers) if (refusal := _refusal(data))]
+    return [refusal for _, data in _messages(said) if (refusal := _refusal(data))]
 
 
 def addresses() -> list[tuple[str, IPv4Address, IPv4Network]]:
     """The IPv4 addresses of this namespace: device, address, the subnet on that device."""
     request = encode(ifaddrmsg(), RTM_GETADDR, NLM_F_DUMP, [], family=socket.AF_INET)
     found = []
-    for message in _ask(request, ifaddrmsg):
+    for message in ask(request, ifaddrmsg):
         local = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
         # With a peer, IFA_ADDRESS is the other end and the prefix is that end's (ip-address(8)).
         peer = message.get_attr("IFA_ADDRESS") or local
@@ -141,12 +178,11 @@ def match(address: IPv4Address) -> Match | None:
         rtmsg(), RTM_GETROUTE, 0, [("RTA_DST", str(address))], family=socket.AF_INET, dst_len=32, flags=RTM_F_FIB_MATCH
     )
     try:
-        answers = list(_ask(request, rtmsg))
+        message = next(ask(request, rtmsg))
     except OSError as error:
         if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL):
             return None  # no route, or one of type unreachable, prohibit or blackhole
         raise
-    message = answers[0]
     index = message.get_attr("RTA_OIF")
     return Match(message["type"], message["dst_len"], socket.if_indextoname(index) if index else "")
 
@@ -164,8 +200,7 @@ def proxies(device: str) -> list[IPv4Address]:
     """The addresses that this namespace answers for on device."""
     index = socket.if_nametoindex(device)
     request = encode(ndmsg(), RTM_GETNEIGH, NLM_F_DUMP, [], family=socket.AF_INET, flags=NTF_PROXY)
-    answers = _ask(request, ndmsg)
-    return [IPv4Address(one.get_attr("NDA_DST")) for one in answers if one["ifindex"] == index]
+    return [IPv4Address(one.get_attr("NDA_DST")) for one in ask(request, ndmsg) if one["ifindex"] == index]
 
 
 def _proxy(kind: int, flags: int, device: str, address: IPv4Address) -> None:
@@ -229,9 +264,21 @@ def _refusal(data: bytes) -> Refusal | None:
     return Refusal(place, -code, text)
 
 
-def _ask(request: bytes, kind: Any) -> Iterator[Any]:
+def ask(request: bytes, kind: Any) -> Iterator[Any]:
     """The answers to one question, decoded by pyroute2. Raises OSError."""
+    for data in answers(request):
+        message = kind(data)
+        message.decode()
+        yield message
+
+
+def answers(request: bytes, *, strict: bool = False) -> Iterator[bytes]:
+    """The messages that answer one question, as they came. strict: the kernel picks by the attributes of a dump's
+    request (NETLINK_GET_STRICT_CHK); one that is older than 4.20 gives everything. Raises OSError."""
     with _socket() as kernel:
+        if strict:
+            with suppress(OSError):
+                kernel.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
         kernel.send(request)
         dump = HEADER.unpack_from(request)[2] & NLM_F_DUMP == NLM_F_DUMP
         while True:
@@ -241,9 +288,7 @@ def _ask(request: bytes, kind: Any) -> Iterator[Any]:
                 if type_ == NLMSG_ERROR:
                     code = -struct.unpack_from("=i", data, HEADER.size)[0]
                     raise OSError(code, os.strerror(code))
-                message = kind(data)
-                message.decode()
-                yield message
+                yield data
                 if not dump:
                     return
 

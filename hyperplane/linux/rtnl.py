@@ -26,8 +26,9 @@ NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x001, 0x004
 RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE, RTM_NEWQDISC = 16, 20, 24, 36
 TC_H_ROOT: Final = 0xFFFFFFFF  # linux/pkt_sched.h
 RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_LINK, RTN_UNICAST = 254, 4, 253, 1
-# linux/if.h, linux/if_link.h
+# linux/if.h, linux/if_link.h, linux/ip.h
 IFF_UP: Final = 1
+IFLA_AF_SPEC, IFLA_INET_CONF, IPV4_DEVCONF_FORWARDING = 26, 1, 1
 IN6_ADDR_GEN_MODE_NONE: Final = 1
 
 HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port
@@ -62,11 +63,26 @@ def _link(attributes: list[tuple[str, Any]], **fields: int) -> bytes:
     return encode(ifinfmsg(), RTM_NEWLINK, NLM_F_ACK, attributes, index=INDEX_MARK, **fields)
 
 
-def _route(attributes: list[tuple[str, Any]]) -> bytes:
+def _nested(value: bytes, *kinds: int) -> bytes:
+    """An attribute with this value, in attributes of these kinds, the innermost first (netlink(7))."""
+    for kind in kinds:
+        value = struct.pack("=HH", 4 + len(value), kind) + value
+    return value
+
+
+def _setting(number: int, value: int) -> bytes:
+    """Sets a device's net.ipv4.conf, by its number (IPV4_DEVCONF_). pyroute2 encodes only what the kernel answers, a
+    list of all of them."""
+    data = _nested(struct.pack("=I", value), number, IFLA_INET_CONF, socket.AF_INET, IFLA_AF_SPEC)
+    message = _link([])
+    return struct.pack("=I", len(message) + len(data)) + message[4:] + data
+
+
+def _route(attributes: list[tuple[str, Any]], flags: int = NLM_F_EXCL) -> bytes:
     return encode(
         rtmsg(),
         RTM_NEWROUTE,
-        NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL,
+        NLM_F_ACK | NLM_F_CREATE | flags,
         [("RTA_DST", ADDRESS_MARK), ("RTA_OIF", INDEX_MARK), *attributes],
         family=socket.AF_INET,
         table=RT_TABLE_MAIN,
@@ -150,6 +166,8 @@ _NO_QUEUEING = encode(
     index=INDEX_MARK,
     parent=TC_H_ROOT,
 )
+_MTU = _link([("IFLA_MTU", MTU_MARK)])
+_FORWARDING = _setting(IPV4_DEVCONF_FORWARDING, 1)
 _UP = _link([], flags=IFF_UP, change=IFF_UP)
 _ADDRESS = encode(
     ifaddrmsg(),
@@ -162,21 +180,72 @@ _ADDRESS = encode(
 )
 DEVICE: Final = Template(_ENI_SIZES, _UP)
 ADDRESSED_DEVICE: Final = Template(_SIZES, _NO_QUEUEING, _ADDRESS, _UP)
+ROUTED_DEVICE: Final = Template(_SIZES, _NO_QUEUEING, _FORWARDING, _UP)
 UP: Final = Template(_UP).numbered()
 ROUTE: Final = Template(_route([]))
 SOURCED_ROUTE: Final = Template(_route([("RTA_PREFSRC", SOURCE_MARK)]))
+# Without NLM_F_EXCL the kernel puts it before another one for the same network (fib_table_insert()).
+FIRST_ROUTE: Final = Template(_route([], 0))
+FIRST_SOURCED_ROUTE: Final = Template(_route([("RTA_PREFSRC", SOURCE_MARK)], 0))
 PREFIX_LENGTH: Final = HEADER.size + 1  # of rtm_dst_len in a route message
-QUEUEING_STEP: Final = 2  # of a device with an address
+QUEUEING_STEP: Final = 2  # of an environment's device
 
 
 @lru_cache(maxsize=256)  # environments have few shapes
-def configuration(mtu: int, address: IPv4Address | None, routes: tuple[IPv4Network, ...]) -> Template:
-    """The batch of netlink.configure(), for a device whose index is not known yet."""
+def configuration(
+    mtu: int, address: IPv4Address | None, routes: tuple[IPv4Network, ...], *, routed: bool = False
+) -> Template:
+    """The batch of netlink.configure(), for a device whose index is not known yet.
+
+    routed: an environment's device without an address, for what is behind its namespace. With the last address of a
+    device the kernel deletes all its routes (fib_disable_ip()), so whoever needs none there must never be given one. It
+    forwards by a setting of its own, which is there whenever it is made again, also where /proc/sys is read-only.
+    """
     source = b"" if address is None else address.packed
-    device = (DEVICE if address is None else ADDRESSED_DEVICE).filled(mtu=mtu, address=source)
+    kind = ADDRESSED_DEVICE if address else ROUTED_DEVICE if routed else DEVICE
+    device = kind.filled(mtu=mtu, address=source)
     for route in routes:
         template = ROUTE if address is None else SOURCED_ROUTE
-        message = template.filled(address=route.network_address.packed, source=source)
-        message.data[PREFIX_LENGTH] = route.prefixlen
-        device.append(message)
+        device.append(_filled(template, route, source))
     return device.numbered()
+
+
+def renaming(name: str) -> Template:
+    """The batch of netlink.rename()."""
+    return Template(_link([], flags=0, change=IFF_UP), _link([("IFLA_IFNAME", name)])).numbered()
+
+
+def repairs(
+    *,
+    mtu: int,
+    address: IPv4Address | None,
+    forwards: bool,
+    up: bool,
+    routes: tuple[IPv4Network, ...],
+    source: IPv4Address | None,
+) -> tuple[Template, list[str]]:
+    """The batch of netlink.repair(), and what each message is about. One message at least must be asked for."""
+    batch, steps = Template(), []
+    if mtu:
+        batch.append(Template(_MTU).filled(mtu=mtu))
+        steps.append(f"MTU {mtu}")
+    if address is not None:
+        batch.append(Template(_ADDRESS).filled(address=address.packed))
+        steps.append(f"address {address}")
+    if forwards:
+        batch.append(Template(_FORWARDING))
+        steps.append("forwarding")
+    if up:
+        batch.append(Template(_UP))
+        steps.append("up")
+    for route in routes:
+        template = FIRST_ROUTE if source is None else FIRST_SOURCED_ROUTE
+        batch.append(_filled(template, route, b"" if source is None else source.packed))
+        steps.append(f"route {route}")
+    return batch.numbered(), steps
+
+
+def _filled(template: Template, route: IPv4Network, source: bytes) -> Template:
+    message = template.filled(address=route.network_address.packed, source=source)
+    message.data[PREFIX_LENGTH] = route.prefixlen
+    return message

@@ -77,6 +77,9 @@ def test_places_group_and_hardening() -> None:
     assert {name: found[name] for name in wanted} == {name: [value] for name, value in wanted.items()}
     assert int(found["LimitNOFILE"][0]) >= 2 * 16_384
     assert not [name for name in MOUNTING if name in found]
+    # What hyperplane.linux.arp needs; systemd answers with EAFNOSUPPORT to a family that is not listed.
+    assert "CAP_NET_RAW" in found["CapabilityBoundingSet"][0].split()
+    assert "AF_PACKET" in found["RestrictAddressFamilies"][0].split()
 
 
 def test_its_group_is_made() -> None:

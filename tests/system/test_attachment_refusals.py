@@ -8,6 +8,7 @@ import re
 import resource
 import struct
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from hyperplane.errors import (
     InvalidValue,
     NamespaceNotFound,
     NotATunnel,
+    ResourceConflict,
 )
 from hyperplane.linux import tun
 from hyperplane.linux.namespaces import Namespace
@@ -133,6 +135,24 @@ class TestRefusals:
         with pytest.raises(InvalidValue, match="name"):
             await attachments.attach(eni, namespace=box, device="eth1", routes=())
         assert devices(box) == {"lo", "eth0"}
+
+    async def test_a_device_that_is_in_use_under_another_name(
+        self, attachments: Attachments, eni: Eni, netns_factory: Namespaces, tmp_path: Path
+    ) -> None:
+        """Whatever way its namespace is named: nobody is told to remove it. Another device is another tunnel."""
+        box = netns_factory("box")
+        (tmp_path / "link").symlink_to(f"/run/netns/{box}")
+        first = await attachments.attach(eni, namespace=box, name="e1")
+        for way in (box, f"/run/netns/{box}", tmp_path / "link"):
+            with pytest.raises(ResourceConflict, match=r"is used by environment e1; detach that one first"):
+                await attachments.attach(eni, namespace=way, name="e2")
+        other = await attachments.attach(eni, namespace=tmp_path / "link", name="e2", device="eth1", routes=())
+        assert devices(box) == {"lo", "eth0", "eth1"}
+        await attachments.detach(other)
+        await attachments.detach(first)
+        with pytest.raises(DeviceError, match="device lo exists already"):
+            await attachments.attach(eni, namespace=box, name="e2", device="lo")
+        assert await attachments.attach(eni, namespace=tmp_path / "link", name="e2")
 
     async def test_no_descriptor_left(self, attachments: Attachments, eni: Eni, netns_factory: Namespaces) -> None:
         """Whichever of the few that an attach needs for a moment is missing."""

@@ -241,6 +241,17 @@ def test_each_io_engine_can_be_asked_for(site: Site, engine: str) -> None:
     assert run.end() == 0
 
 
+def test_one_namespace_by_two_names(site: Site) -> None:
+    """The second one is told whose the device is, and nobody to remove it."""
+    first = site.environments[0]
+    each = ("--environment", f"{first}=one", "--environment", f"/run/netns/{first}=two")
+    command = [sys.executable, "-m", "hyperplane.cli", "nat", "--vpc", site.vpc, "--eni-address", ENI, *each]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 5
+    assert f"device eth0 in namespace /run/netns/{first} is used by environment one" in done.stderr
+    assert devices(first) == {"lo"}
+
+
 def test_two_commands_share_a_vpc(site: Site) -> None:
     first, second = site.environments
     arguments = ["nat", "--vpc", site.vpc, "--json"]
@@ -289,7 +300,7 @@ def test_a_deleted_eni_device_is_a_failure(site: Site) -> None:
     run = site.ready()
     ip("-n", site.vpc, "link", "del", "eni0")
     assert run.process.wait(3 * DEADLINE) == 1
-    assert "its device was deleted" in run.err.read_text()
+    assert "device eni0 was deleted" in run.err.read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -206,6 +206,9 @@ def test_environments_start_in_namespaces_on_descriptors_and_in_fresh_ones(
     assert "runs already" in site("environment", "create", "reports", "--name", "one", code=5).stderr
     fresh = site.json("environment", "start", "reports", "--device", "tun7")
     assert "tun7" in devices(fresh["namespace"])
+    in_box = netns_factory.start_in(box, ["sleep", "60"])
+    key = os.stat(f"/run/netns/{box}").st_ino
+    wait_until(lambda: os.stat(f"/proc/{in_box.pid}/ns/net").st_ino == key)
     guest = netns_factory("guest")
     fd = within(guest, lambda namespace: open_tun("tap0"))
     try:
@@ -214,6 +217,10 @@ def test_environments_start_in_namespaces_on_descriptors_and_in_fresh_ones(
     finally:
         os.close(fd)
     assert (by_descriptor["state"], by_descriptor["namespace"]) == ("attached", "")
+    wait_until(lambda: site.json("environment", "list", "--sender", "gone") != [], what="the command has ended")
+    assert site.json("environment", "list", "--sender", "gone")[0]["id"] == by_descriptor["id"]
+    same = site("environment", "start", "reports", "--pid", str(in_box.pid), code=5).stderr
+    assert f"namespace pid:{in_box.pid} is used by environment one" in same
     attached = site("environment", "list", "--state", "attached", "--function", "reports", "-q").stdout.split()
     assert sorted(attached) == sorted([started["id"], fresh["id"], by_descriptor["id"]])
     assert site("environment", "delete", "one", fresh["id"], "guest").stdout.count(": ended") == 3

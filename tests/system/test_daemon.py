@@ -312,7 +312,7 @@ class TestDescriptors:
         other = call_in(netns_factory("other"), lambda: open_tun("tap0"))
         try:
             first = await start_on(client, fd)
-            with pytest.raises(ResourceConflict, match=f"tap0 is the tunnel of environment {first.id} already"):
+            with pytest.raises(ResourceConflict, match=f"tap0 is the tunnel of environment {first.name} already"):
                 await start_on(client, fd)
             await start_on(client, other)
             daemon.kill()

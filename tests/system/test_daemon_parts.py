@@ -16,10 +16,11 @@ import pytest
 from hyperplane.api.service import Peer
 from hyperplane.daemon.descriptors import Descriptors
 from hyperplane.daemon.fresh import FreshNamespaces
-from hyperplane.daemon.peers import check_target
+from hyperplane.daemon.peers import check_target, check_vpc
 from hyperplane.errors import AccessDenied, InvalidValue, NamespaceNotFound, ResourceNotFound
 from hyperplane.linux.fresh import delete_namespace, fresh_namespace, names_like
 from hyperplane.linux.namespaces import NamespaceThreads, open_namespace
+from hyperplane.linux.processes import process
 from hyperplane.linux.reaper import Reaper
 from hyperplane.linux.tun import open_tun
 from hyperplane.linux.tunnel import Shape
@@ -73,7 +74,9 @@ class TestDescriptors:
     async def test_a_token_serves_once(self, listening: tuple[Descriptors, Path], tun: int, reaper: Reaper) -> None:
         waiting, path = listening
         token = (await send(path, tun))["descriptor"]
+        assert waiting.sender(token) == process(os.getpid())
         device = waiting.take(token, ROOT)
+        assert waiting.sender(token) is None
         assert device.device == "tap0"
         assert device.namespace is None
         with pytest.raises(ResourceNotFound):
@@ -187,6 +190,15 @@ class TestPeers:
         for peer in (ROOT, NOBODY):
             with pytest.raises(InvalidValue, match="descriptor of the daemon"):
                 check_target("fd:3", peer)
+
+    @pytest.mark.parametrize("target", ["/proc/self/ns/net", "/proc/self/fd/3", "/proc/thread-self/ns/net"])
+    def test_the_daemon_itself_is_nobody_s(self, target: str) -> None:
+        for peer in (ROOT, NOBODY):
+            with pytest.raises(InvalidValue, match="/proc/self is the daemon's own; give the number"):
+                check_target(target, peer)
+            with pytest.raises(InvalidValue, match="/proc/self is the daemon's own") as caught:
+                check_vpc(target, peer, field="vpc[1].namespace")
+            assert caught.value.field == "vpc[1].namespace"
 
     def test_others_give_no_path_and_no_other_user_s_process(self) -> None:
         for target in ("/tmp/box", "./box", "pid:1", "/proc/1/ns/net", f"pid:{os.getpid()}"):

@@ -162,11 +162,7 @@ async def test_devices_that_somebody_deleted(daemon: TestDaemon, vpc: str, netns
         (eni,) = (await client.list_enis()).items
         ip("-n", box, "link", "del", "eth0")
         ip("-n", vpc, "link", "del", eni.device)
-        plan = await client.reconcile()
-        assert {(change.action, change.kind) for change in plan.changes} == {
-            ("update", "eni"),
-            ("update", "environment"),
-        }
+        await client.reconcile()  # what the watch has not put right by itself is now
         async with traffic.connection(box, vpc, SERVER) as pair:
             await traffic.transfer(pair.client, pair.server, 100_000, 1)
         assert (await client.reconcile()).changes == ()

@@ -75,6 +75,22 @@ class TestTun:
         os.close(fd)
         assert devices(name) == {"lo"}
 
+    def test_one_for_a_guest_has_no_address_and_forwards(self, netns_factory: Namespaces, within: Within) -> None:
+        """Its routes prefer no source: nothing here has one."""
+        name = netns_factory("box")
+        shape = Shape("eth0", None, 1400, (DEFAULT, IPv4Network("198.19.0.0/16")), forwards=True)
+        fd = within(name, lambda _: make_device(shape, Reaper(1)).fd)
+        (link,) = ip_json("-n", name, "addr", "show", "dev", "eth0")
+        assert "UP" in link["flags"]
+        assert (link["mtu"], link["txqlen"], link["qdisc"], link["addr_info"]) == (1400, rtnl.TUN_QUEUE, "noqueue", [])
+        assert run_in(name, ["sysctl", "-n", "net.ipv4.conf.eth0.forwarding"]).stdout == "1\n"
+        assert run_in(name, ["sysctl", "-n", "net.ipv4.ip_forward"]).stdout == "0\n"
+        assert {(one["dst"], one["dev"], one.get("prefsrc")) for one in ip_json("-n", name, "route", "show")} == {
+            ("default", "eth0", None),
+            ("198.19.0.0/16", "eth0", None),
+        }
+        os.close(fd)
+
     def test_a_burst_waits_in_the_device(self, netns_factory: Namespaces, within: Within) -> None:
         """As many packets as its queue is long, in their order, without a queueing discipline before it."""
         name = netns_factory("box")

@@ -30,7 +30,8 @@ from hyperplane.ipc.messages import LinkSpec
 from hyperplane.ipc.remote import RemoteEngine
 from hyperplane.ipc.transport import ConnectionLost
 from hyperplane.linux.eni import EniDevice, create_eni
-from hyperplane.linux.namespaces import NamespaceThreads, open_namespace, process_alive
+from hyperplane.linux.namespaces import NamespaceThreads, open_namespace
+from hyperplane.linux.processes import process_alive
 from hyperplane.linux.reaper import Reaper
 from hyperplane.linux.tunnel import Shape, make_tunnel
 from hyperplane.model import Reason

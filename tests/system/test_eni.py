@@ -21,7 +21,7 @@ from hyperplane.errors import (
 from hyperplane.linux import tun
 from hyperplane.linux.eni import EniDevice, create_eni, withdraw_eni
 from hyperplane.linux.namespaces import Namespace, NamespaceThreads
-from hyperplane.linux.settings import Settings, read, write
+from hyperplane.linux.settings import Setting, Settings, read, write
 
 from .support import DEADLINE, Namespaces, Within, descriptors, devices, ip, ip_json, run_in, wait_until
 
@@ -99,12 +99,12 @@ class TestEni:
         path = f"/proc/sys/net/ipv4/conf/{netns_factory.bridge(vpc, '198.19.0.1/24')}/forwarding"
 
         def hold_twice(namespace: Namespace) -> str:
-            held = Settings()
-            held.hold(namespace.key, path, "1")
+            held, setting = Settings(), Setting(path, "1")
+            held.hold(namespace.key, setting, "an ENI")
             write(path, "0")  # as in a new namespace
-            held.hold(namespace.key, path, "1")
+            held.hold(namespace.key, setting, "an ENI")
             before = read(path)
-            held.release(namespace.key, path, restore=True)
+            held.release(namespace.key, setting, "an ENI", restore=True)
             return f"{before} {read(path)}"
 
         assert within(vpc, hold_twice) == "1 0"

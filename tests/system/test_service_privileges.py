@@ -7,6 +7,7 @@ import pwd
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,3 +106,17 @@ def names() -> list[str]:
     """Of capabilities, in the order of their numbers."""
     done = subprocess.run(["setpriv", "--list-caps"], capture_output=True, text=True, check=True)
     return done.stdout.split()
+
+
+def test_they_are_enough_for_arp(netns_factory: Namespaces) -> None:
+    """Of what a packet socket takes systemd checks the family too: tests/packaging/test_service_unit.py."""
+    host = netns_factory("host")
+    netns_factory.connect(host, "198.19.0.1/24", netns_factory("peer"), "198.19.0.80/24")
+    (device,) = devices(host) - {"lo"}
+    code = (
+        "from ipaddress import IPv4Address as A\nfrom hyperplane.linux import arp\n"
+        f"print(*arp.probe({device!r}, [A('198.19.0.80')])); arp.announce({device!r}, [A('198.19.0.5')])"
+    )
+    command = ["ip", "netns", "exec", host, *confined(), sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "198.19.0.80\n", "")

@@ -151,6 +151,7 @@ def test_delete_says_what_is_gone(daemon: Daemon, capsys: Text) -> None:
         ),
         (["--pid", "7"], {"namespace": "pid:7"}),
         (["--fd", "5"], {"descriptor": "descriptor-5"}),
+        (["--pid", "7", "--fd", "5"], {"descriptor": "descriptor-5", "pid": 7}),
     ],
 )
 @pytest.mark.parametrize("verb", ["start", "create"])

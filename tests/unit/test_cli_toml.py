@@ -206,7 +206,7 @@ def documents(draw: st.DrawFn) -> Document:
     group = st.builds(SecurityGroupSpec, vpc=words, rules=many(words), **more)
     function = st.builds(
         FunctionSpec, subnets=many(words), security_groups=many(words), inside_address=st.none() | addresses,
-        routes=many(networks), mtu=st.integers(), max_flows=st.integers(), **more,
+        routed=st.booleans(), routes=many(networks), mtu=st.integers(), max_flows=st.integers(), **more,
     )  # fmt: skip
     return Document(
         account=account, vpc=draw(many(vpc)), subnet=draw(many(subnet)), security_group=draw(many(group)),

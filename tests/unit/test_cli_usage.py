@@ -28,7 +28,7 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
         (["vpc", "create", "v", "--namespace", "n", "--timers", "tcp=1"], "names are tcp_established"),
         (["vpc", "create", "v", "--namespace", "n", "--udp-mapping", "x"], "is not one of"),
         (["subnet", "create", "s", "--vpc", "v", "--cidr", "198.19.0.1/24"], "--cidr: 198.19.0.1/24 has host bits set"),
-        (["environment", "start", "f", "--pid", "3", "--fd", "4"], "--pid and --fd are given"),
+        (["environment", "start", "f", "--namespace", "x", "--fd", "4"], "--namespace and --fd are given"),
         (["environment", "start"], "Missing argument 'FUNCTION'"),
         (["eni", "create"], "No such command 'create'"),
         (["vpc", "delete"], "Missing argument 'REF...'"),

@@ -168,6 +168,11 @@ def test_the_eni_with_the_fewest_environments_is_taken(world: World) -> None:
         ({"namespace": "//proc/1/../self/fd/3"}, InvalidValue, "namespace"),
         ({"namespace": "/dev/fd/3"}, InvalidValue, "namespace"),
         ({"namespace": "box", "descriptor": "d"}, InvalidValue, "descriptor"),
+        ({"pid": 7}, InvalidValue, "pid"),
+        ({"namespace": "box", "pid": 7}, InvalidValue, "pid"),
+        ({"descriptor": "d", "pid": -1}, InvalidValue, "pid"),
+        ({"descriptor": "d", "pid": (1 << 22) + 1}, InvalidValue, "pid"),
+        ({"descriptor": "d", "routed": True}, InvalidValue, "routed"),
         ({"name": "taken"}, ResourceConflict, "name"),
         ({"namespace": "/run/netns/used"}, ResourceConflict, "namespace"),
     ],
@@ -186,6 +191,34 @@ def test_a_token_makes_a_start_idempotent(world: World) -> None:
     assert world.start(client_token="t") == environment
     with pytest.raises(IdempotentParameterMismatch, match=environment.id):
         world.start(client_token="t", name="other")
+
+
+def test_who_sent_a_descriptor_is_shown_while_it_is_in_use(world: World) -> None:
+    """And the process that an environment ends with is known from its start on."""
+    one = world.start(name="one", descriptor="d")
+    two = world.start(name="two", descriptor="e", pid=7)
+    assert (one.pid, two.pid) == (0, 7)
+    control = world.control
+    control.environment_attached(one.id, world.now, device="tap0", sender="running")
+    control.environment_attached(two.id, world.now, device="tap1")
+
+    def names(sender: str) -> list[str]:
+        return [found.name for found in control.list("environment", "default", sender=sender)]
+
+    assert (names("running"), names("gone")) == (["one"], [])
+    assert control.get("environment", "two").pid == 7
+    world.control.take()
+    control.environment_sender(one.id, "gone", world.now)
+    assert [change.id for change in control.take().changes] == [one.id]
+    assert (names("running"), names("gone")) == ([], ["one"])
+    control.environment_sender(one.id, "gone", world.now)
+    control.environment_sender("env-none", "gone", world.now)
+    assert control.take().changes == ()
+    with pytest.raises(InvalidValue, match="sender is 'lost'"):
+        names("lost")
+    control.environment_ended(one.id, "deleted", world.now)
+    control.environment_sender(one.id, "gone", world.now)
+    assert control.get("environment", one.id, None).sender == ""
 
 
 def test_a_shorter_drain_counts(world: World) -> None:
@@ -267,6 +300,22 @@ def test_routes_and_flows_stay_as_they_were_at_the_start(world: World) -> None:
     assert (later.max_flows, later.routes) == (20, (IPv4Network("0.0.0.0/0"),))
 
 
+@pytest.mark.parametrize(
+    ("function", "start", "is_routed"), [(True, None, True), (True, False, False), (False, True, True)]
+)
+def test_whether_the_address_belongs_to_a_guest_is_decided_at_the_start(
+    world: World, function: bool, start: bool | None, is_routed: bool
+) -> None:
+    """By the function unless the start says otherwise, and kept: the device is made again the same way."""
+    world.active("g", routed=function)
+    environment = world.start("g", routed=start)
+    assert environment.routed is is_routed
+    spec = FunctionSpec(name="g", subnets=("a",), security_groups=("web",), routed=not function)
+    assert world.control.update_function("g", spec, world.now).routed is not function
+    assert world.control.attach_action(environment.id).tunnel.routed is is_routed
+    assert {one.routed for one in world.control.tunnels()} >= {not function}
+
+
 def test_the_ten_thousandth_costs_as_much_as_the_tenth(world: World) -> None:
     control = world.control
 
@@ -320,8 +369,10 @@ class TestPrepared:
         def prepared(tunnel: TunnelSpec) -> Prepared:
             raise AssertionError
 
-        for more in ({"namespace": "box"}, {"descriptor": "token"}):
-            spec = EnvironmentSpec(function="f", **more)
+        for spec in (
+            EnvironmentSpec(function="f", namespace="box"),
+            EnvironmentSpec(function="f", descriptor="token"),
+        ):
             world.control.start_environment(spec, world.now, prepared)
         world.function("pending", ("b",))
         waits = world.control.start_environment(EnvironmentSpec(function="pending"), world.now, prepared)

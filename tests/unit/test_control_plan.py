@@ -50,12 +50,12 @@ def test_an_update_says_which_fields_change(world: World) -> None:
     document = replace(
         DOCUMENT,
         security_group=(SecurityGroupSpec(name="web", vpc="v", rules=("tcp/443", "udp/53")),),
-        function=(replace(DOCUMENT.function[0], max_flows=5),),
+        function=(replace(DOCUMENT.function[0], max_flows=5, routed=True),),
     )
     plan = world.control.apply(document, False, world.now)
     assert [one.fields for one in plan.changes] == [
         {"rules": ("tcp/443", "tcp/443, udp/53")},
-        {"max_flows": ("0", "5")},
+        {"routed": ("false", "true"), "max_flows": ("0", "5")},
     ]
     assert world.control.export() == document
 

@@ -44,7 +44,7 @@ class Kernel:
     def detach(self, environment: str, namespace: str) -> None:
         self.detached.append(environment)
 
-    def update_eni(self, action: Any) -> None:
+    def update(self, action: Any) -> None:
         self.rules.append(action)
         if self.hangs:
             self.hangs -= 1
@@ -73,9 +73,10 @@ async def executor(kernel: Kernel) -> AsyncIterator[tuple[Executor, World]]:
     world.active("f")
     world.control.take()
     threads = NamespaceThreads(2)
-    made = Executor(kernel, threads, NoPool(), no_reader, NO_POINTS)  # type: ignore[arg-type]
+    made = Executor(kernel, kernel, threads, threads, NoPool(), no_reader, NO_POINTS)  # type: ignore[arg-type]
     made.ledger = Ledger(world.control, Memory(), made.carry, made.kept)
     made.watch = SimpleNamespace(add=lambda token, namespace: None, remove=lambda token: None)  # type: ignore[assignment]
+    made.senders = SimpleNamespace(watch=lambda id_, sender: "", forget=lambda id_: None)  # type: ignore[assignment]
     try:
         yield made, world
     finally:

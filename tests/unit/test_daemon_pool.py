@@ -148,6 +148,13 @@ async def test_a_start_takes_what_is_ready_and_nothing_is_left_to_do(lab: Lab) -
     await lab.full()
 
 
+async def test_one_whose_device_has_an_address_is_none_for_a_guest(lab: Lab) -> None:
+    lab.declare("f", "a")
+    await lab.full()
+    assert lab.start(routed=True).state is EnvironmentState.ATTACHING
+    assert lab.start().state is EnvironmentState.ATTACHED
+
+
 async def test_others_go_the_usual_way(lab: Lab) -> None:
     lab.declare("f", "a")
     await lab.full()
