@@ -69,6 +69,7 @@ $(VENV)/all.stamp: requirements.lock | $(VENV)/run.stamp
 	@touch $@
 
 build: need-run $(EXTENSION)
+	@$(BIN)/python -m compileall -q hyperplane
 
 # The first time pip builds it and makes the command; afterwards only what changed is compiled.
 $(EXTENSION): $(C_SOURCES) $(C_HEADERS) csrc/build.py setup.py $(VENV)/run.stamp

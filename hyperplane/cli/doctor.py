@@ -20,6 +20,7 @@ import msgspec
 
 from hyperplane.cli import probes
 from hyperplane.cli.options import Caller
+from hyperplane.cli.terminal import Styled
 from hyperplane.errors import DaemonUnavailable, HyperplaneError
 
 State = Literal["ok", "warn", "fail"]
@@ -66,15 +67,12 @@ def run(caller: Caller, namespaces: Sequence[str], engine_user: str) -> int:
 
 
 def _print(caller: Caller, checks: Sequence[Check]) -> None:
-    from rich.text import Text
-
-    console = caller.console()
+    printer = caller.printer()
     width = max(len(one.check) for one in checks)
     for one in checks:
-        line = Text.assemble((f"{one.state:<6}", STYLES[one.state]), f"{one.check:<{width}}  ", one.found)
-        console.print(line, soft_wrap=True)
+        printer.line(Styled(f"{one.state:<6}", STYLES[one.state]), f"{one.check:<{width}}  ", one.found)
         if one.remedy:
-            console.print(Text(f"{'':<{width + 8}}→ {one.remedy}"), soft_wrap=True)
+            printer.line(f"{'':<{width + 8}}→ {one.remedy}")
 
 
 # Looks
