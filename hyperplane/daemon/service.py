@@ -267,6 +267,8 @@ class Service:
             flows=status.flows,
             max_flows=self.supervisor.reader.config.max_flows,
             restarts=self.supervisor.restarts,
+            repairs=self.upkeep.repairs,
+            troubles=len(self.upkeep.troubles),
             engine_running=self.supervisor.alive,
             resources=resources,
             enis=enis,
