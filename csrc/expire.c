@@ -107,8 +107,10 @@ static bool is_over(hp_worker *worker, uint32_t number) {
   keep_in_reach(&flow->half[HP_INSIDE], worker->now);
   keep_in_reach(&flow->half[HP_OUTSIDE], worker->now);
   uint32_t idle = (uint32_t)worker->now - hp_flow_refreshed(flow, worker->now);
+  if ((int32_t)(idle - hp_flow_timeout(links, flow)) >= 0)
+    return true;
   hp_flow_due(&worker->flows, number, hp_flow_latest(links, flow, worker->now));
-  return (int32_t)(idle - hp_flow_timeout(links, flow)) >= 0;
+  return false;
 }
 
 /* ---- the sweep ---- */
