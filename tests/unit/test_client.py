@@ -278,10 +278,9 @@ def test_a_client_of_another_version_is_told(call: Any, monkeypatch: pytest.Monk
         b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{}",
         b"HTTP/1.1 200 OK\r\nContent-Length: 2",
         b"HTTP/1.1 200 OK\r\nno header\r\n\r\n",
-        b"HTTP/1.1 200 " + b"OK" * 65_536,
-        b"",
+        b"HTTP/1.1 200 " + b"OK" * 65_536, b"",
     ],
-)
+)  # fmt: skip
 def test_something_else_on_the_socket(caller: Any, answer: bytes, tmp_path: Path) -> None:
     path = tmp_path / "api.sock"
     with socket.socket(socket.AF_UNIX) as listener:
