@@ -74,6 +74,7 @@ def _totals(measures: Measures) -> Iterator[Metric]:
     yield _counter("refusals_sent", "Refusals told to senders: RST and ICMP errors.", (), refused)
     drops = [((reason,), count) for reason, count in sorted(traffic.drops.items())]
     yield _counter("drops", "Dropped packets.", ("reason",), drops)
+    yield _counter("ignored", "Packets for their own link only: no drops.", (), [((), traffic.ignored)])
     yield _gauge("flows", "Flows now.", (), [((), measures.flows)])
     yield _gauge("flows_capacity", "Flows that the engine can hold.", (), [((), measures.max_flows)])
     yield from _workers(measures)

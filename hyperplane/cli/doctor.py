@@ -12,7 +12,7 @@ import re
 import resource
 import socket
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -30,6 +30,7 @@ ENOUGH_FILES: Final = 16_384
 WATCHES: Final = 8192  # one for each namespace that is watched by its name
 HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage")
 TUN: Final = "/dev/net/tun"
+MOST_NAMED: Final = 3
 # capabilities(7): what the daemon uses. PTRACE: to open another process's namespace.
 CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
 # From which kernel on, and what there is without it.
@@ -37,6 +38,7 @@ KERNELS: Final = (
     ((5, 6), "fail", "pidfd_open() and io_uring are too old for the daemon"),
     ((6, 1), "warn", "the tables get no huge pages (MADV_COLLAPSE, 6.1)"),
     ((6, 2), "warn", "UDP is not segmented by the kernel (TUN_F_USO4, 6.2)"),
+    ((6, 4), "warn", "who holds a TUN's descriptor may hold others up for 10 ms (RWF_NOWAIT for a TUN, 6.4)"),
     ((6, 7), "warn", "packets are read by epoll (io_uring reads that repeat themselves, 6.7)"),
 )
 
@@ -50,11 +52,15 @@ class Check(msgspec.Struct, frozen=True):
     remedy: str = ""
 
 
-def run(caller: Caller, namespaces: Sequence[str]) -> int:
-    """Prints all checks; 1 when one of them says that it cannot work. namespaces: of VPCs, to be looked at besides."""
+def run(caller: Caller, namespaces: Sequence[str], engine_user: str) -> int:
+    """Prints all checks; 1 when one of them says that it cannot work. namespaces: of VPCs, to be looked at besides.
+    engine_user: whom the daemon's engine becomes."""
     checks = [one for look in CHECKS for one in look()]
+    checks += _io(engine_user)
+    known = _enis(caller)
     for namespace in namespaces or ("",):
         checks += _forwarding(namespace)
+        checks += _crossing(namespace, known)
     checks.append(_daemon(caller))
     if caller.as_json:
         print(msgspec.json.encode(checks).decode())
@@ -130,19 +136,26 @@ def _open_files() -> Iterable[Check]:
     yield Check("open files", "fail" if hard < LEAST_FILES else "warn", text, remedy)
 
 
-def _io() -> Iterable[Check]:
-    from hyperplane.dataplane import io_engines
-
-    engines = io_engines()
+def _io(user: str) -> Iterable[Check]:
+    """As the engine's user: root may more."""
+    engines, problem = probes.packet_io(user)
+    if problem:
+        yield Check("packet I/O", "fail", f"not tried as {user}: {problem}", "--engine-user USER, as for the daemon")
+        return
+    as_whom = f" as {user}" if os.geteuid() == 0 else ""
     works = [name for name, problem in engines.items() if not problem]
     problem = engines.get("io_uring", "")
     if not works:
-        yield Check("packet I/O", "fail", f"io_uring: {problem}; epoll: {engines.get('epoll', '')}", "use Linux 6.7")
+        text = f"none{as_whom}: io_uring: {problem}; epoll: {engines.get('epoll', '')}"
+        yield Check("packet I/O", "fail", text, "use Linux 6.7")
     elif problem:
-        remedy = "kernel.io_uring_disabled=0, and Linux 6.7; containers: a seccomp profile that allows io_uring"
-        yield Check("packet I/O", "warn", f"{', '.join(works)}; no io_uring: {problem}", remedy)
+        remedy = (
+            "Linux 6.7, kernel.io_uring_disabled=0 (or 1, and the engine's user in kernel.io_uring_group);"
+            " containers: a seccomp profile that allows io_uring"
+        )
+        yield Check("packet I/O", "warn", f"{', '.join(works)}{as_whom}; no io_uring: {problem}", remedy)
     else:
-        yield Check("packet I/O", "ok", ", ".join(works))
+        yield Check("packet I/O", "ok", f"{', '.join(works)}{as_whom}")
 
 
 def _offloads() -> Iterable[Check]:
@@ -219,8 +232,40 @@ def _forwarding(namespace: str) -> Iterable[Check]:
         yield Check(f"firewall{where}", "ok", f"no chain drops forwarded packets by default ({tools})")
 
 
+def _crossing(namespace: str, enis: Mapping[str, str]) -> Iterable[Check]:
+    """Whether what ENIs send gets through a VPC's namespace, and the answers back. enis: id by device."""
+    where = f" in {namespace}" if namespace else ""
+    found, problem = probes.crossing(namespace)
+    wrong = [one for one in found if one.settings]
+    if found and not wrong:
+        yield Check(f"ENIs{where}", "ok", "what is beyond the namespace can be reached, and answers come back")
+    if problem or not wrong:
+        return  # then _forwarding() has said it
+    names = [f"{one.device} ({enis[one.device]})" if one.device in enis else one.device for one in wrong]
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    settings = list(dict.fromkeys(setting for one in wrong for setting in one.settings))
+    uplinks = list(dict.fromkeys(name for one in wrong for name in one.uplinks))
+    zero = " and ".join(f"{setting} is 0" for setting in settings)
+    lost = f"nothing beyond {', '.join(uplinks)} can be reached, and no sender is told"
+    # Writing 1 where there is 1 already sets no device.
+    needed = ["net.ipv4.ip_forward"] if not wrong[0].ip_forward else ["net.ipv4.conf.default.forwarding", *settings]
+    prefix = f"ip netns exec {namespace} " if "/" not in namespace and ":" not in namespace and namespace else ""
+    remedy = f"{prefix}sysctl {' '.join(f'{name}=1' for name in needed)}"
+    state: State = "fail" if any(one.nothing for one in wrong) else "warn"
+    yield Check(f"ENIs{where}", state, f"{', '.join(names[:MOST_NAMED])}{more}: {zero}: {lost}", remedy)
+
+
+def _enis(caller: Caller) -> dict[str, str]:
+    """The id of each ENI by its device; none when the daemon does not say."""
+    try:
+        with caller.client() as client:
+            return {one.device: one.id for one in client.enis()}
+    except HyperplaneError:
+        return {}
+
+
 CHECKS: Final[tuple[Callable[[], Iterable[Check]], ...]] = (
-    _kernel, _tun, _capabilities, _open_files, _io, _offloads, _huge_pages, _inotify, _user_namespaces,
+    _kernel, _tun, _capabilities, _open_files, _offloads, _huge_pages, _inotify, _user_namespaces,
 )  # fmt: skip
 
 

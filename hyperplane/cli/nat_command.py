@@ -26,7 +26,7 @@ def _environments(ctx: click.Context, param: click.Parameter, values: tuple[str,
 
 def _rules(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Rule, ...]:
     try:
-        return tuple(Rule.parse(value) for value in values)
+        return tuple(Rule.declared(value) for value in values)
     except InvalidValue as error:
         raise click.BadParameter(str(error)) from None
 

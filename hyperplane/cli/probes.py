@@ -30,6 +30,25 @@ def offloads() -> tuple[list[str], str]:
     return found or [], problem
 
 
+def packet_io(user: str) -> tuple[dict[str, str], str]:
+    """The I/O engines, and why one cannot run, for a process that has become an engine of that user, with its limits
+    and without root's privileges: root may more (io_uring, locked memory). Or why that could not be tried.
+    """
+
+    def probe() -> dict[str, str]:
+        from hyperplane.dataplane import io_engines
+        from hyperplane.linux.namespaces import raise_descriptor_limit
+        from hyperplane.linux.privileges import drop_privileges, lift_memory_limit
+
+        raise_descriptor_limit()  # nothing is imported once it is another user: Python may be root's alone
+        lift_memory_limit()
+        drop_privileges(user)
+        return io_engines()
+
+    found, problem = _in_child(probe)
+    return found or {}, problem
+
+
 def user_namespaces() -> str:
     """Why somebody who is not root cannot make a network namespace; "" when they can."""
     return _in_child(_isolate_as_somebody)[1]
@@ -46,6 +65,20 @@ class Forwarding:
     unseen: str = ""
 
 
+@dataclass(frozen=True)
+class Crossing:
+    """Of an ENI's device: what is 0 and would have to be 1 for its packets to get to and from these uplinks.
+
+    nothing: by no uplink at all.
+    """
+
+    device: str
+    settings: list[str]
+    uplinks: list[str]
+    nothing: bool
+    ip_forward: bool
+
+
 def forwarding(namespace: str) -> tuple[Forwarding, str]:
     """What a namespace would drop; or why it could not be looked at. "": the one that we are in."""
     found, problem = _in_child(lambda: _forwarding(namespace))
@@ -60,13 +93,42 @@ def number(path: Path) -> int:
         return -1
 
 
-def _forwarding(namespace: str) -> dict[str, Any]:
+def crossing(namespace: str) -> tuple[list[Crossing], str]:
+    """Of each ENI whose device is in a namespace; or why that could not be looked at. "": the one that we are in."""
+    found, problem = _in_child(lambda: _crossing(namespace))
+    return [Crossing(**one) for one in found or ()], problem
+
+
+def _crossing(namespace: str) -> list[dict[str, Any]]:
+    from hyperplane.linux.forwarding import look, troubles
+
+    _enter(namespace)
+    devices, routed = look()
+    enis = [one.name for one in devices if one.kind == "tun" and one.name.startswith("eni")]
+    found = ((eni, troubles(eni, devices, routed, enis)) for eni in enis)
+    return [
+        {
+            "device": eni,
+            "settings": [one.setting for one in each],
+            "uplinks": sorted({name for one in each for name in one.uplinks}),
+            "nothing": any(one.hopeless for one in each),
+            "ip_forward": number(PROC / "net/ipv4/ip_forward") == 1,
+        }
+        for eni, each in found
+    ]
+
+
+def _enter(namespace: str) -> None:
     if namespace:
         from hyperplane.linux.namespaces import CLONE_NEWNET, LIBC, open_namespace
 
         with open_namespace(namespace) as found:
             if LIBC.setns(found.fd, CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _forwarding(namespace: str) -> dict[str, Any]:
+    _enter(namespace)
     tools = [name for name in ("nft", "iptables") if shutil.which(name, path=SYSTEM_PATH)]
     root = os.geteuid() == 0
     return {
@@ -149,6 +211,8 @@ def _in_child(probe: Callable[[], Any]) -> tuple[Any, str]:
             answer = (None, error.message)
         except OSError as error:
             answer = (None, error.strerror or str(error))
+        except Exception as error:  # else it would look as if it had found nothing
+            answer = (None, repr(error))
         finally:
             os.write(writing, json.dumps(answer).encode())
             os._exit(0)
