@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from ipaddress import IPv4Network
-from posixpath import normpath
 from typing import Any, Final, get_args
 
 from msgspec.structs import replace
@@ -36,8 +34,6 @@ Spec = VpcSpec | SubnetSpec | SecurityGroupSpec
 LEAST_MTU, LARGEST_MTU = 576, 65535  # RFC 1122 section 3.3.3; the most a TUN takes
 SUBNET_PREFIXES: Final = range(16, 29)  # as in AWS
 MOST_DNS: Final = 3  # MAXNS of resolv.conf(5)
-# What proc(5) shows to each process of itself, and the links to it in /dev.
-OWN_VIEW: Final = re.compile(r"/{1,2}(?:proc/(?:thread-)?self|dev/(?:fd|stdin|stdout|stderr))(?:/|$)")
 OF_ENIS: Final = ("namespace", "mtu", "timers", "udp_mapping", "silent")  # fields of a VPC that its ENIs were made with
 
 
@@ -171,10 +167,6 @@ def check_namespace(namespace: str, field: str = "namespace") -> None:
     if "/" in namespace and not namespace.startswith("/"):
         remedy = "give an absolute path: the daemon's working directory is not yours"
         raise InvalidValue(f"{field} {namespace} is a relative path", resource=field, remedy=remedy, field=field)
-    if OWN_VIEW.match(normpath(namespace)):
-        remedy = "give pid:N, or a path below /proc/N of a process N that stays"
-        message = f"{field} {namespace} is another file for each process, and the daemon's own for the daemon"
-        raise InvalidValue(message, resource=field, remedy=remedy, field=field)
 
 
 def _vpc_content(spec: VpcSpec) -> dict[str, Any]:

@@ -75,6 +75,19 @@ def test_a_terminal_gets_colours_unless_it_is_told_not_to(terminal: TextIO) -> N
         assert not plain.redraws
 
 
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb"), ("TTY_COMPATIBLE", "0")])
+def test_nothing_is_redrawn_without_escape_sequences(
+    name: str, value: str, terminal: TextIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Printer(file=terminal).redraws
+    monkeypatch.setenv(name, value)
+    assert not Printer(file=terminal).redraws
+    monkeypatch.delenv(name)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    coloured = Printer(file=io.StringIO())
+    assert (coloured.styled, coloured.redraws, coloured.width) == (True, False, 0)
+
+
 def test_columns_are_left_out_before_anything_is_cut() -> None:
     texts = [[PLAIN.text(*line) for line in TABLE.lines(n)] for n in (27, 26, 5)]
     assert texts[0] == [" name  id              size", " a     env-0123456789     5"]

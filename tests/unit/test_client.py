@@ -133,30 +133,6 @@ def test_the_package_offers_the_clients() -> None:
     assert hyperplane.VpcSpec is VpcSpec
 
 
-def test_the_socket_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HYPERPLANE_RUN_DIR", str(tmp_path))
-    assert SyncClient("blue").path == Client("blue").path == tmp_path / "blue" / "api.sock"
-    monkeypatch.delenv("HYPERPLANE_INSTANCE", raising=False)
-    assert SyncClient().path == Client().path == tmp_path / "default" / "api.sock"
-    monkeypatch.setenv("HYPERPLANE_INSTANCE", "green")
-    assert SyncClient().path == Client().path == socket_path() == tmp_path / "green" / "api.sock"
-    assert SyncClient("blue").path == tmp_path / "blue" / "api.sock"
-    assert Client(path="/x/y.sock").path == Path("/x/y.sock")
-    monkeypatch.setenv("HYPERPLANE_INSTANCE", "")
-    assert Client().path == tmp_path / "default" / "api.sock"
-
-
-@pytest.mark.parametrize("kind", [SyncClient, Client])
-@pytest.mark.parametrize("name", ["../green", "", "a/b", "."])
-def test_what_cannot_be_an_instance_s_name_is_refused(kind: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(errors.InvalidValue, match="instance name is"):
-        kind(name)
-    if name:
-        monkeypatch.setenv("HYPERPLANE_INSTANCE", name)
-        with pytest.raises(errors.InvalidValue, match="HYPERPLANE_INSTANCE is"):
-            kind()
-
-
 # Every route
 
 
@@ -302,10 +278,9 @@ def test_a_client_of_another_version_is_told(call: Any, monkeypatch: pytest.Monk
         b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{}",
         b"HTTP/1.1 200 OK\r\nContent-Length: 2",
         b"HTTP/1.1 200 OK\r\nno header\r\n\r\n",
-        b"HTTP/1.1 200 " + b"OK" * 65_536,
-        b"",
+        b"HTTP/1.1 200 " + b"OK" * 65_536, b"",
     ],
-)
+)  # fmt: skip
 def test_something_else_on_the_socket(caller: Any, answer: bytes, tmp_path: Path) -> None:
     path = tmp_path / "api.sock"
     with socket.socket(socket.AF_UNIX) as listener:

@@ -53,7 +53,6 @@ def world() -> World:
         ("vpc", {"account": "a b"}, InvalidValue, "account"),
         ("vpc", {"client_token": "a b"}, InvalidValue, "client_token"),
         ("vpc", {"namespace": ""}, InvalidValue, "namespace"),
-        ("vpc", {"namespace": "/proc/self/ns/net"}, InvalidValue, "namespace"),
         ("vpc", {"mtu": 575}, InvalidValue, "mtu"),
         ("vpc", {"mtu": 65536}, InvalidValue, "mtu"),
         ("vpc", {"dns": (IP("224.0.0.1"),)}, InvalidValue, "dns[0]"),
