@@ -1,8 +1,8 @@
 #!/bin/sh
 # A kernel and an initramfs for the virtual machines of tests and documents: tools/guest.sh DIRECTORY
 #
-# The kernel is Debian's smallest, downloaded and unpacked, not installed. The initramfs is busybox with an init that does
-# what the kernel's command line says, and then switches the machine off:
+# The kernel is Debian's smallest, downloaded and unpacked, not installed. The initramfs is busybox with an init that
+# does what the kernel's command line says, and then switches the machine off:
 #   address=198.18.0.2/30 gateway=198.18.0.1   of its network device
 #   fetch=http://198.19.0.10/                  its first line is printed; times=N: so often, once a second
 set -eu
@@ -28,7 +28,8 @@ dpkg-deb -x "$work"/package/*.deb "$work/package/root"
 
 cp "$(command -v busybox)" "$work/bin/busybox"
 # In an order in which each finds those that it needs. What is missing is part of the kernel.
-for module in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover net_failover virtio_net; do
+for module in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci \
+  failover net_failover virtio_net; do
   find "$work/package/root/lib/modules" -name "$module.ko*" -exec cp {} "$work/modules/" \;
   echo "$module" >>"$work/modules/order"
 done

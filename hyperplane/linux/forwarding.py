@@ -13,17 +13,15 @@ come. A namespace in which only servers of its own are reached needs neither.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Collection, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-# pyroute2 has no type hints: what is read from its messages is given a type below.
-from pyroute2 import IPRoute
+from pyroute2.netlink.rtnl.rtmsg import rtmsg  # without type hints
 
-from hyperplane.linux.rtnl import RTN_UNICAST
+from hyperplane.linux import netlink, rtnl, seen
+from hyperplane.linux.seen import Link
 
-# linux/if.h
-IFF_UP, IFF_LOOPBACK, IFF_LOWER_UP = 0x1, 0x8, 0x10000
-AF_INET: Final = 2
 ENDS: Final = ("dummy", "ifb")  # kinds of devices with nobody behind
 
 
@@ -69,32 +67,29 @@ def troubles(eni: str, devices: Sequence[Device], routed: Collection[str], enis:
 def look() -> tuple[list[Device], frozenset[str]]:
     """The devices of the calling thread's namespace, and those that unicast IPv4 routes of any table lead to. Raises
     OSError."""
-    with IPRoute() as kernel:
-        found = list(kernel.get_links())
-        indices = {index for route in kernel.get_routes(family=AF_INET) for index in _leads_to(route)}
-    masters = {link.get_attr("IFLA_MASTER") for link in found}
-    links = {link["index"]: _device(link, masters) for link in found}
-    return list(links.values()), frozenset(links[index].name for index in indices if index in links)
+    links = seen.links()
+    masters = {link.master for link in links.values()}
+    devices = {index: _device(link, masters) for index, link in links.items()}
+    return list(devices.values()), frozenset(one.name for index, one in devices.items() if one.leads and _routed(index))
 
 
-def _device(link: Any, masters: Collection[Any]) -> Device:
+def _device(link: Link, masters: Collection[int]) -> Device:
     """masters: indices of bridges that have ports; one without any may have a carrier all the same."""
-    info, family = link.get_attr("IFLA_LINKINFO"), link.get_attr("IFLA_AF_SPEC")
-    kind: str = (info.get_attr("IFLA_INFO_KIND") if info else "") or ""
-    flags = link["flags"]
-    inet = family.get_attr("AF_INET") if family else None  # none: its MTU is too small for IPv4
-    nobody = flags & IFF_LOOPBACK or kind in ENDS or (kind == "bridge" and link["index"] not in masters)
-    return Device(
-        name=link.get_attr("IFLA_IFNAME"),
-        kind=kind,
-        leads=bool(flags & IFF_UP and flags & IFF_LOWER_UP and not nobody),
-        forwarding=bool(inet and inet["forwarding"]),
+    nobody = (
+        link.flags & seen.IFF_LOOPBACK or link.kind in ENDS or (link.kind == "bridge" and link.index not in masters)
     )
+    return Device(link.name, link.kind, leads=link.up and link.carrier and not nobody, forwarding=link.forwards)
 
 
-def _leads_to(route: Any) -> list[int]:
-    """Indices of devices."""
-    if route["type"] != RTN_UNICAST:
-        return []
-    hops = route.get_attr("RTA_MULTIPATH") or ()
-    return [index for index in (route.get_attr("RTA_OIF"), *(hop["oif"] for hop in hops)) if index]
+def _routed(index: int) -> bool:
+    """Whether a route leads there; also one among several hops, or by a nexthop object (ip-nexthop(8)), which answers
+    need not show: the kernel picks them."""
+    request = rtnl.encode(
+        rtmsg(),
+        netlink.RTM_GETROUTE,
+        netlink.NLM_F_DUMP,
+        [("RTA_OIF", index)],
+        family=socket.AF_INET,
+        type=rtnl.RTN_UNICAST,
+    )
+    return any(True for _ in netlink.answers(request, strict=True))
