@@ -20,6 +20,7 @@ from hyperplane.api.service import Peer
 from hyperplane.errors import AccessDenied, InvalidValue, NamespaceNotFound
 from hyperplane.linux.namespaces import Namespace, owner_of
 
+SELF: Final = re.compile(r"/+proc/+(?:self|thread-self)/")
 PROCESS: Final = re.compile(r"(?:pid:|/proc/)(\d{1,9})(?:/ns/net)?")
 
 
@@ -69,7 +70,7 @@ def check_vpc(target: str, peer: Peer, *, field: str = "namespace") -> None:
 
 
 def _check_self(target: str, field: str) -> None:
-    if target.startswith(("/proc/self/", "/proc/thread-self/")):
+    if SELF.match(target):
         remedy = "give the number of your own process: pid:N, or /proc/N/..."
         raise InvalidValue("/proc/self is the daemon's own", resource=target, remedy=remedy, field=field)
 

@@ -225,6 +225,11 @@ class TestProcesses:
                 process.kill()
         assert [token for token, _ in seen] == [f"/proc/{process.pid}/root{mounted}"]
 
+    def test_two_slashes_in_front(self) -> None:
+        """os.path.abspath() leaves them, as POSIX has it; for Linux they are one."""
+        with open_namespace(f"//proc/{os.getpid()}//ns/net") as found:
+            assert (found.path, found.pid) == (f"/proc/{os.getpid()}/ns/net", os.getpid())
+
     def test_the_first_on_the_way(self, tmp_path: Path) -> None:
         (tmp_path / "root").symlink_to("/proc/1/root")
         (tmp_path / "self").symlink_to("/proc/self")

@@ -135,6 +135,27 @@ class TestVpcs:
         with pytest.raises(InvalidValue, match="/proc/self is the daemon's own"):
             await start(client, path)
 
+    async def test_nor_what_it_has_open(self, vpc: str, netns_factory: Namespaces, tmp_path: Path) -> None:
+        """By whatever links: it may be another one a moment later."""
+        box = netns_factory("box")
+        process = started_in(netns_factory, netns_factory("other"))
+        (tmp_path / "link").symlink_to("/dev/fd/7")
+        (tmp_path / "other").symlink_to(f"/proc/{process.pid}/fd/9")
+        with TestDaemon() as daemon:
+            daemon.start(prefix=("sh", "-c", f'exec 7</run/netns/{box}; exec "$@"', "sh"))
+            assert daemon.process
+            async with daemon.client() as client:
+                await declare(client, vpc)
+                for path in ("/dev/fd/7", f"/proc/{daemon.process.pid}/fd/7", str(tmp_path / "link")):
+                    with pytest.raises(
+                        InvalidValue, match=f"namespace {path} is a descriptor of the daemon; give pid:N"
+                    ):
+                        await start(client, path)
+                with pytest.raises(InvalidValue, match="is the daemon's own"):
+                    await start(client, f"pid:{daemon.process.pid}")
+                assert (await start(client, str(tmp_path / "other"))).pid == process.pid
+        assert devices(box) == {"lo"}
+
 
 class TestEnvironments:
     @pytest.mark.parametrize("way", ["fd/9", "ns/net", "root/run/netns/NAME"])
