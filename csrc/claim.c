@@ -22,6 +22,7 @@ static int find_unclaimed(const hp_engine *engine, uint32_t number, uint8_t kind
 static int claimed(hp_engine *engine, uint32_t number) {
   engine->local[number].claimed = 1;
   __atomic_store_n(&engine->links[number].gone, 0, __ATOMIC_RELAXED);
+  __atomic_store_n(&engine->links[number].read_error, 0, __ATOMIC_RELAXED);
   hp_gate_set(engine, number);
   return (int)number;
 }

@@ -222,7 +222,7 @@ static int open_links(hp_engine *engine, const hp_given *given, hp_error *error)
 
 static int open_all(hp_engine *engine, const hp_given *given, hp_error *error) {
   const hp_config *c = &engine->config;
-  if (open_shared(engine, given, error) || open_links(engine, given, error) ||
+  if (open_shared(engine, given, error) || open_links(engine, given, error) || hp_keeper_open(engine, error) ||
       hp_region_open(&engine->drop_region, given, "hp-drops", c->drop_records * sizeof(hp_drop), false, error))
     return -1;
   engine->drops = engine->drop_region.at;
@@ -295,6 +295,7 @@ void hp_engine_free(hp_engine *engine) {
   hp_region_free(&engine->drop_region);
   hp_region_free(&engine->link_region);
   hp_region_free(&engine->shared_region);
+  hp_keeper_close(engine);
   free(engine->workers);
   free(engine->local);
   free(engine->free_links);

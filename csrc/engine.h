@@ -15,12 +15,14 @@
 #include <semaphore.h>
 
 #include "io.h"
+#include "keeper.h"
 #include "mapping.h"
 #include "packet.h"
 #include "port.h"
 
-/* A link: a tunnel or an ENI, as it was configured. Written while no worker can name it, but for .draining, .gone
- * and .timers, which are single words, and .drain, which is its worker's. The first line is what a packet touches. */
+/* A link: a tunnel or an ENI, as it was configured. Written while no worker can name it, but for .draining, .gone,
+ * .read_error and .timers, which are single words, .drain, which is its worker's, and .mended, which is the keeper's.
+ * The first line is what a packet touches. */
 typedef struct hp_link {
   uint8_t kind;     /* HP_LINK_* */
   uint8_t draining; /* removed; its flows are being swept, its number is not given out yet */
@@ -38,8 +40,10 @@ typedef struct hp_link {
   uint32_t address_count;
   uint32_t addresses[HP_ENI_ADDRESSES]; /* hp_address numbers */
   hp_timers timers;
-  uint32_t tunnels; /* ENI: how many use it; the callers' */
-  uint64_t since;   /* ms: added then */
+  uint32_t tunnels;    /* ENI: how many use it; the callers' */
+  uint64_t since;      /* ms: added then */
+  uint32_t read_error; /* errno, while reading from it fails */
+  uint32_t mended;     /* how often the keeper has set its header or offloads */
 } __attribute__((aligned(64))) hp_link;
 _Static_assert(offsetof(hp_link, addresses) <= 64, "a packet touches one line of a link");
 
@@ -49,10 +53,10 @@ _Static_assert(offsetof(hp_link, addresses) <= 64, "a packet touches one line of
 typedef struct hp_link_stats {
   uint64_t packets_in, bytes_in, packets_out, bytes_out;
   uint64_t flows_created, flows_ended;
-  uint32_t flows;     /* live, of a tunnel or an ENI */
-  uint32_t tokens;    /* refusals that may be sent now */
-  uint32_t tokens_at; /* low 32 bits of ms when they were last filled up */
-  uint32_t reserved;
+  uint32_t flows;      /* live, of a tunnel or an ENI */
+  uint32_t tokens;     /* refusals that may be sent now */
+  uint32_t tokens_at;  /* low 32 bits of ms when they were last filled up */
+  uint32_t doubted_at; /* low 32 bits of ms when the keeper was last asked to look at it */
   /* second line */
   uint64_t refusals_sent;
   uint64_t drops[HP_REASONS];
@@ -77,7 +81,7 @@ typedef struct hp_link_local {
   int newcomer;       /* in its worker's set */
 } hp_link_local;
 
-enum { HP_LAYOUT = 2 }; /* of all regions together: another number for every change of what is in them */
+enum { HP_LAYOUT = 3 }; /* of all regions together: another number for every change of what is in them */
 #define HP_SHARED_MAGIC 0x6d656e616c707968u /* "hyplanem" */
 
 /* The engine's own words, in a region. */
@@ -91,6 +95,7 @@ typedef struct hp_shared {
   uint32_t running;
   uint32_t io;         /* HP_IO_* in use */
   uint64_t drop_count; /* drop records begun so far, by all workers */
+  uint64_t mended;     /* sum over all links; the keeper's */
 } hp_shared;
 
 /* A worker's own words, before its counters in their region. It writes them, readers load them. */
@@ -201,6 +206,7 @@ struct hp_engine {
   uint32_t draining; /* links that wait for the sweep */
   hp_random random;  /* the callers' */
   pthread_mutex_t caller;
+  hp_keeper keeper;
   int running;
   int stop;
   int read_only; /* a reader of what another process has */

@@ -62,6 +62,7 @@ typedef enum hp_reason {
   HP_OUTPUT_ERROR,         /* the kernel refused the write */
   HP_SOURCE_ROUTE,         /* IPv4 source route option, a way round the rules (RFC 7126 4.3 and 4.4) */
   HP_HANDOVER_FULL,        /* it arrived at another worker than its flow's, and that one's ring had no room */
+  HP_READ_FAILED,          /* reading from the link failed: what it had for us, if anything, is lost */
   HP_REASON_COUNT
 } hp_reason;
 
@@ -151,6 +152,8 @@ typedef struct hp_counters {
   uint64_t flows;         /* live now */
   uint64_t refusals_sent; /* RSTs and ICMP errors that we sent back */
   uint64_t gone;          /* 1: the device behind the link is no more */
+  uint64_t read_error;    /* errno of the latest read, while reading fails; 0: it works */
+  uint64_t mended;        /* how often its header or offloads, which others had changed, were set again */
   uint64_t drops[48];     /* HP_REASONS, by hp_reason */
 } hp_counters;
 
@@ -236,6 +239,9 @@ typedef struct hp_status {
   uint64_t packets;            /* received, as read from descriptors */
   uint64_t writes;             /* writes to descriptors */
   uint64_t no_buffers;         /* receives ended for want of a buffer */
+  uint64_t unreadable;         /* reads that failed */
+  uint64_t failing;            /* queues of links that cannot be read now: read_error tells why */
+  uint64_t mended;             /* sum over all links, those that were removed too */
   uint32_t io;                 /* HP_IO_* in use, HP_IO_AUTO when not running */
   uint32_t running;
   uint32_t workers;

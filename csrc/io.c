@@ -119,24 +119,52 @@ void hp_chain_split(const hp_buffers *buffers, uint32_t head, hp_io *io, void (*
   }
 }
 
+/* What a read may end with though nothing is wrong; again and again it must not. */
+static bool is_passing(int code) { return code == EAGAIN || code == EINTR || code == ECANCELED; }
+
+uint32_t hp_reading_failed(hp_reading *reading, const hp_io_config *config, uint32_t link, int code) {
+  if (reading->failures < UINT8_MAX)
+    reading->failures++;
+  if (is_passing(code) && reading->failures < HP_PASSING)
+    return 0;
+  if (code == ETIMEDOUT && reading->waits < UINT8_MAX)
+    reading->waits++; /* for good: it costs all others each time, and packets in between excuse nothing */
+  if (!reading->failing)
+    config->counters->failing++;
+  reading->failing = true;
+  config->counters->unreadable++;
+  config->unreadable(config->context, link, code);
+  return reading->failures > reading->waits ? reading->failures : reading->waits;
+}
+
+void hp_reading_works(hp_reading *reading, const hp_io_config *config, uint32_t link) {
+  reading->failures = 0;
+  if (!reading->failing)
+    return;
+  hp_reading_ends(reading, config);
+  config->readable(config->context, link);
+}
+
+void hp_reading_ends(hp_reading *reading, const hp_io_config *config) {
+  if (reading->failing)
+    config->counters->failing--;
+  reading->failing = false;
+}
+
 /* tun.c answers EBADFD once the device was deleted or the queue detached. */
 bool hp_io_is_gone(int code) { return code == EBADFD || code == EBADF || code == ENODEV; }
 
 static hp_reason reason_of(int code) { return code == EAGAIN || code == ENOBUFS ? HP_OUTPUT_FULL : HP_OUTPUT_ERROR; }
+
+void hp_packet_failed(const hp_io_config *config, uint32_t link, int code) {
+  config->failed(config->context, link, reason_of(code));
+}
 
 void hp_chain_failed(const hp_io_config *config, const hp_buffers *buffers, uint32_t head, int code) {
   hp_reason reason = reason_of(code);
   const hp_buffer_note *note = &buffers->notes[head];
   for (uint32_t i = 0; i < note->packets; i++)
     config->failed(config->context, note->link, reason);
-}
-
-void hp_io_inject(const hp_io_config *config, uint32_t link, int fd, const uint8_t *data, uint32_t length) {
-  struct iovec vector = {(void *)(uintptr_t)data, length};
-  if (pwritev2(fd, &vector, 1, -1, RWF_NOWAIT) < 0)
-    config->failed(config->context, link, reason_of(errno));
-  else
-    config->counters->writes++;
 }
 
 void hp_io_clear_wake(int wake) {

@@ -18,6 +18,8 @@ typedef struct hp_io_counters {
   uint64_t packets;    /* received */
   uint64_t writes;     /* write operations that took place */
   uint64_t no_buffers; /* receives that ended for want of a buffer */
+  uint64_t unreadable; /* reads that failed */
+  uint64_t failing;    /* links whose latest read failed, now */
 } hp_io_counters;
 
 typedef struct hp_io_config {
@@ -30,8 +32,13 @@ typedef struct hp_io_config {
    * back into the engine. */
   /* A queued packet could not be written: HP_OUTPUT_FULL or HP_OUTPUT_ERROR, of the link it was for. */
   void (*failed)(void *context, uint32_t link, hp_reason reason);
-  /* The descriptor of a link is dead (device deleted, or reading fails again and again): no more packets
-   * will come from it. Once per link; it stays added until remove(). */
+  /* A read from the link failed, with this errno. It is read again after a while: 10 ms, and up to a second when that
+   * fails as well. */
+  void (*unreadable)(void *context, uint32_t link, int code);
+  /* A read from such a link has brought a packet. */
+  void (*readable)(void *context, uint32_t link);
+  /* The descriptor of a link is dead (its device was deleted): no more packets will come from it. Once per link; it
+   * stays added until remove(). */
   void (*gone)(void *context, uint32_t link);
   /* `others` has become readable: the caller sees to it that it does not stay so. NULL: there is no such descriptor. */
   void (*others_came)(void *context);

@@ -11,11 +11,11 @@
 #include <sys/uio.h>
 #include <time.h>
 
-#include "io.h"
+#include "rest.h"
 
 #define HP_NO_BUFFER UINT32_MAX
 
-enum { HP_READ_FAILURES = 8 };                             /* reads of a link that fail in a row until it is given up */
+enum { HP_PASSING = 8 }; /* reads of a link that may end for nothing, in a row, until that is a failure */
 enum { HP_SPARE = 192, HP_STRIDE = HP_BUFFER + HP_SPARE }; /* room behind a buffer; from one buffer to the next */
 
 typedef struct hp_buffer_note {
@@ -62,12 +62,26 @@ uint32_t hp_chain_bytes(const hp_buffers *buffers, uint32_t head);
 /* Makes a chain of each of its buffers and calls `each` with it, in order. */
 void hp_chain_split(const hp_buffers *buffers, uint32_t head, hp_io *io, void (*each)(hp_io *io, uint32_t head));
 
+/* How reading from a link has gone of late. */
+typedef struct hp_reading {
+  uint8_t failures; /* reads that failed since the last packet */
+  uint8_t waits;    /* calls that have waited, since it was added */
+  bool failing;     /* the caller has been told */
+} hp_reading;
+
+/* A read has failed: whether the link is to rest (hp_rest_begin() with the length that comes back); 0: not yet. */
+uint32_t hp_reading_failed(hp_reading *reading, const hp_io_config *config, uint32_t link, int code);
+/* A read has brought a packet, after failures. */
+void hp_reading_works(hp_reading *reading, const hp_io_config *config, uint32_t link);
+/* The link is not read from any more. */
+void hp_reading_ends(hp_reading *reading, const hp_io_config *config);
+
 /* Whether a read or write failed because the device behind the descriptor is gone for good. */
 bool hp_io_is_gone(int code);
 /* Tells the caller what became of every packet of a chain. */
 void hp_chain_failed(const hp_io_config *config, const hp_buffers *buffers, uint32_t head, int code);
-/* Writes a packet at once, never waits, and tells the caller when that fails; fd -1: no such link. */
-void hp_io_inject(const hp_io_config *config, uint32_t link, int fd, const uint8_t *data, uint32_t length);
+/* Tells the caller that a packet could not be written. */
+void hp_packet_failed(const hp_io_config *config, uint32_t link, int code);
 /* Clears the eventfd; does not wait when it is clear. */
 void hp_io_clear_wake(int wake);
 /* CLOCK_MONOTONIC, milliseconds. */

@@ -9,8 +9,11 @@
  * The list of ready links is worked off over as many receive() calls as that takes, and only then asked
  * for anew; the groups take turns in being first.
  *
- * Reads and writes are preadv2() and pwritev2() with RWF_NOWAIT: whoever holds a duplicate of a descriptor
- * may clear its O_NONBLOCK, and that must not stop the worker.
+ * Reads and writes never wait (nowait.c): whoever holds a duplicate of a descriptor may clear its O_NONBLOCK, and that
+ * must not stop the worker.
+ *
+ * A link whose read fails is taken out of its set and rests (rest.c), then it is put back. One that made a call wait is
+ * not written to meanwhile either.
  *
  * epoll keeps no reference to a file, so remove() has nothing to wait for.
  */
@@ -24,6 +27,7 @@
 
 #include "coalesce.h"
 #include "io_common.h"
+#include "nowait.h"
 
 enum { WAKE = HP_GROUPS, OTHERS, WATCHED }; /* descriptors that it waits for, after a set for each group */
 enum { TURN_PACKETS = 16, TURN_BYTES = 256 << 10, READY_LINKS = 64 };
@@ -32,9 +36,10 @@ enum { TURN_PACKETS = 16, TURN_BYTES = 256 << 10, READY_LINKS = 64 };
 struct link {
   int fd;
   uint8_t group;
-  uint8_t failures; /* reads that failed since the last packet */
   bool added;
-  bool watched; /* in the epoll set: not gone */
+  bool watched; /* in the epoll set: neither gone nor resting */
+  bool resting;
+  hp_reading reading;
 };
 
 struct group {
@@ -52,6 +57,8 @@ struct hp_io {
   hp_coalescer coalescer;
   struct group groups[HP_GROUPS];
   struct link *links;
+  hp_rests rests;
+  hp_nowait nowait;
   hp_spin spin;
   int first; /* group that is first in the next receive() */
 };
@@ -71,8 +78,10 @@ static void free_all(hp_io *io) {
       close(io->groups[g].epoll);
     free(io->groups[g].free);
   }
+  hp_nowait_close(&io->nowait);
   hp_coalesce_close(&io->coalescer);
   hp_buffers_free(&io->buffers);
+  hp_rests_close(&io->rests);
   free(io->links);
   free(io);
 }
@@ -80,10 +89,11 @@ static void free_all(hp_io *io) {
 static void write_chain(hp_io *io, uint32_t head);
 
 static int set_up(hp_io *io, hp_error *error) {
-  if (hp_buffers_new(&io->buffers, io->config.buffers, error))
+  if (hp_nowait_open(&io->nowait, error) || hp_buffers_new(&io->buffers, io->config.buffers, error))
     return -1;
   io->links = calloc(io->config.max_links, sizeof *io->links);
-  if (!io->links || hp_coalesce_open(&io->coalescer, &io->buffers, io->config.max_links, io, write_chain))
+  if (!io->links || hp_rests_open(&io->rests, io->config.max_links) ||
+      hp_coalesce_open(&io->coalescer, &io->buffers, io->config.max_links, io, write_chain))
     return hp_fail(error, ENOMEM, "epoll: no memory for %u links; lower max_links", io->config.max_links);
   for (int g = 0; g < HP_GROUPS; g++) {
     struct group *group = &io->groups[g];
@@ -149,9 +159,13 @@ static void unwatch(hp_io *io, uint32_t number) {
 static void poll_remove(hp_io *io, uint32_t number) {
   if (number >= io->config.max_links || !io->links[number].added)
     return;
+  struct link *link = &io->links[number];
   hp_coalesce_flush(&io->coalescer);
   unwatch(io, number);
-  io->links[number] = (struct link){0};
+  if (link->resting)
+    hp_rest_end(&io->rests, number);
+  hp_reading_ends(&link->reading, &io->config);
+  *link = (struct link){0};
 }
 
 static void poll_close(hp_io *io) {
@@ -159,7 +173,46 @@ static void poll_close(hp_io *io) {
   free_all(io);
 }
 
+/* ---- resting ---- */
+
+static void failed(hp_io *io, uint32_t number, int code) {
+  struct link *link = &io->links[number];
+  uint32_t length = link->resting ? 0 : hp_reading_failed(&link->reading, &io->config, number, code);
+  if (!length)
+    return;
+  unwatch(io, number);
+  link->resting = true;
+  hp_rest_begin(&io->rests, number, length);
+}
+
+static void rested(hp_io *io, uint32_t number) {
+  struct link *link = &io->links[number];
+  struct epoll_event event = {.events = EPOLLIN, .data.u32 = number};
+  link->resting = false;
+  if (link->group == HP_GROUP_NONE)
+    return;
+  if (epoll_ctl(io->groups[link->group].epoll, EPOLL_CTL_ADD, link->fd, &event))
+    failed(io, number, errno);
+  else
+    link->watched = true;
+}
+
 /* ---- sending ---- */
+
+/* As hp_nowait_write(). A link that makes others wait is written to no more than it is read from. */
+static ssize_t write_to(hp_io *io, uint32_t number, const struct iovec *vector, int count) {
+  struct link *link = &io->links[number];
+  if (link->resting && link->reading.waits) {
+    errno = EAGAIN;
+    return -1;
+  }
+  ssize_t written = hp_nowait_write(&io->nowait, link->fd, vector, count);
+  if (written < 0 && errno == ETIMEDOUT) {
+    failed(io, number, ETIMEDOUT);
+    errno = EAGAIN;
+  }
+  return written;
+}
 
 static void write_chain(hp_io *io, uint32_t head) {
   struct iovec vector[HP_BATCH];
@@ -168,7 +221,7 @@ static void write_chain(hp_io *io, uint32_t head) {
   errno = EBADF;
   if (note->link < io->config.max_links && io->links[note->link].added) {
     int count = hp_chain_vector(&io->buffers, head, vector);
-    written = pwritev2(io->links[note->link].fd, vector, count, -1, RWF_NOWAIT);
+    written = write_to(io, note->link, vector, count);
   }
   if (written < 0 && hp_coalesce_refused(&io->coalescer, head, errno)) {
     hp_chain_split(&io->buffers, head, io, write_chain);
@@ -187,8 +240,13 @@ static void write_chain(hp_io *io, uint32_t head) {
 static void poll_send(hp_io *io, const hp_packet *packet) { hp_coalesce_send(&io->coalescer, packet); }
 
 static void poll_inject(hp_io *io, uint32_t number, const uint8_t *data, uint32_t length) {
+  struct iovec vector = {(void *)(uintptr_t)data, length};
   bool known = number < io->config.max_links && io->links[number].added;
-  hp_io_inject(&io->config, number, known ? io->links[number].fd : -1, data, length);
+  errno = EBADF;
+  if (!known || write_to(io, number, &vector, 1) < 0)
+    hp_packet_failed(&io->config, number, errno);
+  else
+    io->config.counters->writes++;
 }
 
 static void poll_release(hp_io *io, const hp_packet *packet) { give_back(io, packet->buffer); }
@@ -201,10 +259,12 @@ static void read_failed(hp_io *io, uint32_t number, int code, bool hung_up) {
   struct link *link = &io->links[number];
   if (code == EINTR || (code == EAGAIN && !hung_up))
     return;
-  if (code == EAGAIN || code == 0 || hp_io_is_gone(code) || ++link->failures >= HP_READ_FAILURES) {
+  if (code == EAGAIN || code == 0 || hp_io_is_gone(code)) {
     unwatch(io, number);
+    hp_reading_ends(&link->reading, &io->config);
     io->config.gone(io->config.context, number);
-  }
+  } else
+    failed(io, number, code);
 }
 
 /* A link's turn: up to `room` packets. */
@@ -220,13 +280,13 @@ static uint32_t read_link(hp_io *io, const struct epoll_event *event, hp_packet 
       break;
     }
     uint32_t buffer = group->free[group->free_count - 1];
-    struct iovec vector = {hp_buffer(&io->buffers, buffer), HP_BUFFER};
-    ssize_t length = preadv2(link->fd, &vector, 1, -1, RWF_NOWAIT);
+    ssize_t length = hp_nowait_read(&io->nowait, link->fd, hp_buffer(&io->buffers, buffer), HP_BUFFER);
     if (length <= 0) {
       read_failed(io, number, length ? errno : 0, event->events & (EPOLLERR | EPOLLHUP));
       break;
     }
-    link->failures = 0;
+    if (link->reading.failures)
+      hp_reading_works(&link->reading, &io->config, number);
     group->free_count--;
     bytes += (uint32_t)length;
     packets[count++] = hp_received(&io->buffers, buffer, number, (uint32_t)length);
@@ -254,6 +314,8 @@ static void wait_for(hp_io *io, struct pollfd *fds, int timeout) {
   int ready = 0;
   while (spin_end && !ready && hp_io_nanoseconds() < spin_end)
     ready = poll(fds, WATCHED, 0);
+  if (!ready && timeout)
+    hp_nowait_sleep(&io->nowait);
   if (!ready)
     poll(fds, WATCHED, timeout);
   if (timeout)
@@ -270,6 +332,10 @@ static bool take_turn(hp_io *io, int timeout, hp_packet *packets, uint32_t *coun
   }
   fds[WAKE] = (struct pollfd){.fd = io->config.wake, .events = POLLIN};
   fds[OTHERS] = (struct pollfd){.fd = io->config.others_came ? io->config.others : -1, .events = POLLIN};
+  if (io->rests.count) {
+    hp_rest_over(&io->rests, io, rested);
+    timeout = hp_rest_within(&io->rests, timeout);
+  }
   wait_for(io, fds, timeout);
   for (int i = 0; i < HP_GROUPS; i++) {
     int g = (io->first + i) % HP_GROUPS;

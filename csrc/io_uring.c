@@ -6,7 +6,8 @@
  * Reading. Every link has one multishot read armed: a request that stays, takes a buffer from a provided-buffer
  * ring for each packet and posts a completion for it. An idle link holds no buffer and costs nothing. A multishot
  * read ends when the ring has no buffer left (ENOBUFS), when the device is gone (EBADFD), when it is cancelled, or
- * when the kernel sees fit. Which ring, and who is armed when, is uring_buffers.c's.
+ * when the kernel sees fit. Which ring, and who is armed when, is uring_buffers.c's. When it fails the link rests
+ * (rest.c), and is armed again afterwards.
  *
  * Writing is uring_write.c's.
  *
@@ -114,24 +115,6 @@ static void set_timer(hp_io *io, int timeout) {
 
 /* ---- completions ---- */
 
-/* A multishot read has ended. */
-static void read_ended(hp_io *io, uint32_t number, int result) {
-  struct uring_link *link = &io->links[number];
-  bool moved_away = link->moving && result == -ECANCELED;
-  link->armed = false;
-  if (io->removing == number)
-    return;
-  if (result == -ENOBUFS)
-    io->config.counters->no_buffers++;
-  else if (result < 0 && !moved_away)
-    link->failures++;
-  if (result == 0 || hp_io_is_gone(-result) || link->failures >= HP_READ_FAILURES) {
-    hp_uring_unplace(io, number);
-    io->config.gone(io->config.context, number);
-  } else
-    hp_uring_place(io, number);
-}
-
 /* True when *packet has been filled. */
 static bool read_done(hp_io *io, const struct io_uring_cqe *cqe, hp_packet *packet) {
   uint32_t number = (uint32_t)cqe->user_data;
@@ -144,14 +127,15 @@ static bool read_done(hp_io *io, const struct io_uring_cqe *cqe, hp_packet *pack
     if (got) {
       *packet = hp_received(&io->buffers, buffer, number, (uint32_t)cqe->res);
       io->from[buffer] = number;
-      link->failures = 0;
+      if (link->reading.failures)
+        hp_reading_works(&link->reading, &io->config, number);
       hp_uring_took(io, number, (uint32_t)cqe->res);
       io->came++;
     } else
       hp_uring_give_back(io, buffer);
   }
   if (!(cqe->flags & IORING_CQE_F_MORE))
-    read_ended(io, number, cqe->res);
+    hp_uring_read_ended(io, number, cqe->res);
   return got;
 }
 
@@ -227,8 +211,12 @@ static void uring_send(hp_io *io, const hp_packet *packet) {
 
 /* Past the ring: this thread would carry out the request as well, and the packet needs no buffer that lives on. */
 static void uring_inject(hp_io *io, uint32_t number, const uint8_t *data, uint32_t length) {
+  struct iovec vector = {(void *)(uintptr_t)data, length};
   bool known = number < io->config.max_links && io->links[number].added;
-  hp_io_inject(&io->config, number, known ? io->links[number].fd : -1, data, length);
+  if (pwritev2(known ? io->links[number].fd : -1, &vector, 1, -1, RWF_NOWAIT) < 0)
+    hp_packet_failed(&io->config, number, errno);
+  else
+    io->config.counters->writes++;
 }
 
 static void uring_release(hp_io *io, const hp_packet *packet) { hp_uring_give_back(io, packet->buffer); }
@@ -286,6 +274,10 @@ static bool give_way(hp_io *io) {
 static void next_turn(hp_io *io, int timeout) {
   hp_coalesce_flush(&io->coalescer);
   hp_uring_request_writes(io);
+  if (io->rests.count) {
+    hp_rest_over(&io->rests, io, hp_uring_place);
+    timeout = hp_rest_within(&io->rests, timeout);
+  }
   bool more = hp_uring_arm(io);
   watch_all(io);
   io->turn++;
@@ -347,6 +339,8 @@ static void uring_remove(hp_io *io, uint32_t number) {
   uring_flush(io);
   io->removing = number;
   hp_uring_unplace(io, number);
+  hp_rest_end(&io->rests, number);
+  hp_reading_ends(&link->reading, &io->config);
   drop_kept(io, number);
   while (link->armed || link->writes || io->staged_count) { /* staged: refused as super-packets */
     struct io_uring_sqe *sqe = link->armed ? hp_uring_sqe(io) : NULL;

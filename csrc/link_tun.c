@@ -5,7 +5,8 @@
  * about the other end. A TUN has these properties from TUNSETIFF on and for ever, but for the size and
  * byte order of the header, which any holder of a duplicate can change at any time: set here, and never
  * relied on for memory safety. Offloads are left as whoever opened the device set them: they say what
- * that network may hand to us, and we take everything.
+ * that network may hand to us, and we take everything that this header has room for. Which they are the kernel does
+ * not tell; when reads fail they are set to those that we give our own devices.
  */
 #define _GNU_SOURCE
 #include "link.h"
@@ -18,6 +19,7 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "memory.h"
@@ -45,7 +47,11 @@ static int check_file(int fd, hp_error *error) {
  * The device counts either as a dropped packet. */
 static bool has_packet_information(int fd) {
   static const char nothing[HP_VNET_HEADER + sizeof(struct tun_pi) + 20];
-  return write(fd, nothing, sizeof nothing) >= 0 || errno != EINVAL;
+  struct iovec vector = {(void *)(uintptr_t)nothing, sizeof nothing};
+  ssize_t written = pwritev2(fd, &vector, 1, -1, RWF_NOWAIT);
+  if (written < 0 && errno == EOPNOTSUPP) /* before Linux 6.4 */
+    written = write(fd, nothing, sizeof nothing);
+  return written >= 0 || errno != EINVAL;
 }
 
 static int check_device(int fd, hp_error *error) {
@@ -79,4 +85,21 @@ int hp_link_tun_check(int fd, hp_error *error) {
   if (has_packet_information(fd))
     return hp_fail(error, EINVAL, "descriptor %d has struct tun_pi before its packets; open it with IFF_NO_PI", fd);
   return 0;
+}
+
+/* ---- what others have changed ---- */
+
+enum { OFFLOADS = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6, WITH_UDP = OFFLOADS | 0x60 /* TUN_F_USO4, _USO6 */ };
+
+bool hp_link_tun_mend(int fd, bool offloads) {
+  static const int right_size = HP_VNET_HEADER, right_order = 1;
+  int size = right_size, little_endian = right_order;
+  bool changed = false;
+  if (ioctl(fd, TUNGETVNETHDRSZ, &size) == 0 && size != right_size)
+    changed |= ioctl(fd, TUNSETVNETHDRSZ, &right_size) == 0;
+  if (ioctl(fd, TUNGETVNETLE, &little_endian) == 0 && little_endian != right_order)
+    changed |= ioctl(fd, TUNSETVNETLE, &right_order) == 0;
+  if (offloads) /* USO from Linux 6.2 on */
+    changed |= ioctl(fd, TUNSETOFFLOAD, WITH_UDP) == 0 || ioctl(fd, TUNSETOFFLOAD, OFFLOADS) == 0;
+  return changed;
 }

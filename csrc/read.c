@@ -36,6 +36,7 @@ static const char *const reason_names[HP_REASON_COUNT] = {
     [HP_OUTPUT_ERROR] = "output_error",
     [HP_SOURCE_ROUTE] = "source_route",
     [HP_HANDOVER_FULL] = "handover_full",
+    [HP_READ_FAILED] = "read_failed",
 };
 
 const char *hp_reason_name(int reason) { return reason >= 0 && reason < HP_REASON_COUNT ? reason_names[reason] : ""; }
@@ -167,7 +168,8 @@ HP_LOOKS_ON int hp_link_counters(hp_engine *engine, uint32_t number, hp_counters
   if (number == 0 || number >= links_used(engine) || engine->links[number].kind == HP_LINK_FREE)
     return hp_fail(error, ENOENT, "there is no link %u", number);
   const hp_worker *worker;
-  *counters = (hp_counters){.gone = engine->links[number].gone != 0};
+  const hp_link *link = &engine->links[number];
+  *counters = (hp_counters){.gone = link->gone != 0, .read_error = link->read_error, .mended = link->mended};
   for (uint32_t left = counting(engine, number, &worker); left; left--, worker++)
     add_stats(counters, hp_stats(worker, number));
   return 0;
@@ -190,6 +192,7 @@ HP_LOOKS_ON uint64_t hp_link_since(hp_engine *engine, uint32_t number) {
 HP_LOOKS_ON void hp_engine_status(hp_engine *engine, hp_status *status) {
   *status =
       (hp_status){.workers = engine->config.workers, .io = engine->shared->io, .running = engine->shared->running};
+  status->mended = engine->shared->mended;
   for (uint32_t i = 0; i < engine->config.workers; i++) {
     const hp_worker *worker = &engine->workers[i];
     const hp_worker_words *words = worker->words;
@@ -210,6 +213,8 @@ HP_LOOKS_ON void hp_engine_status(hp_engine *engine, hp_status *status) {
     status->packets += one.packets;
     status->writes += one.writes;
     status->no_buffers += words->io_counters.no_buffers;
+    status->unreadable += words->io_counters.unreadable;
+    status->failing += words->io_counters.failing;
   }
 }
 

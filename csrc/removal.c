@@ -14,10 +14,14 @@
 
 void hp_link_forget(hp_engine *engine, uint32_t number) {
   hp_link_local *local = &engine->local[number];
+  hp_keeper_lock(engine);
   free(local->rules);
   free(local->fds);
   hp_steer_unmap(local->steering);
   *local = (hp_link_local){.fd = -1};
+  if (engine->keeper.doubts)
+    __atomic_store_n(&engine->keeper.doubts[number], 0, __ATOMIC_RELAXED);
+  hp_keeper_unlock(engine);
 }
 
 void hp_link_give(hp_engine *engine, uint32_t number) {
@@ -112,7 +116,9 @@ int hp_link_leave(hp_engine *engine, uint32_t number) {
   hp_worker *first = &engine->workers[tunnel ? link->worker : 0];
   uint32_t count = tunnel ? 1 : engine->config.workers;
   hp_error ignored;
+  hp_keeper_lock(engine);
   __atomic_store_n(&link->draining, 1, __ATOMIC_RELAXED);
+  hp_keeper_unlock(engine);
   hp_gate_set(engine, number);
   for (uint32_t i = 0; i < count; i++)
     hp_worker_run(first + i, disconnect, &number, &ignored);

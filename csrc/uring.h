@@ -42,11 +42,11 @@ struct uring_link {
   uint8_t group;
   uint8_t ring; /* that its read takes buffers from */
   uint8_t queue;
-  uint8_t failures; /* reads that failed since the last packet */
   bool added;
   bool armed;
   bool queued;
   bool moving; /* its read is being cancelled, to be armed on another ring */
+  hp_reading reading;
 };
 
 struct uring_queue {
@@ -110,6 +110,7 @@ struct hp_io {
   struct uring_share shares[HP_GROUPS * 2];
   struct uring_ring rings[HP_RINGS]; /* the shared ones first, by group */
   hp_io_config config;
+  hp_rests rests;
   hp_spin spin;
   int64_t stays_until; /* hp_io_nanoseconds(): before, it does not give way */
   struct __kernel_timespec timer_time;
@@ -138,7 +139,9 @@ void hp_uring_buffer_taken(hp_io *io, const struct uring_link *link);
 void hp_uring_give_back(hp_io *io, uint32_t number);
 /* A packet of `length` bytes has come from the link: whether it deserves a ring of its own, and how large a one. */
 void hp_uring_took(hp_io *io, uint32_t number, uint32_t length);
-/* The link's read has ended for good or for a while: the ring that it is armed on next. */
+/* The link's multishot read has ended. */
+void hp_uring_read_ended(hp_io *io, uint32_t number, int result);
+/* The ring that the link's read is armed on next. */
 void hp_uring_place(hp_io *io, uint32_t number);
 /* The link is gone: its ring is free for another one. */
 void hp_uring_unplace(hp_io *io, uint32_t number);

@@ -17,6 +17,8 @@
  * the former have is then read first, the latter get the buffers that are left. If they leave none, they are first in
  * the next turn.
  */
+#include <errno.h>
+
 #include "uring.h"
 
 enum {
@@ -255,4 +257,29 @@ bool hp_uring_arm(hp_io *io) {
     all &= arm_owner(io, index);
   }
   return more || (!all && io->at_once);
+}
+
+/* ---- reads that end ---- */
+
+void hp_uring_read_ended(hp_io *io, uint32_t number, int result) {
+  struct uring_link *link = &io->links[number];
+  bool moved_away = link->moving && result == -ECANCELED;
+  link->armed = false;
+  if (io->removing == number)
+    return;
+  if (result == -ENOBUFS)
+    io->config.counters->no_buffers++;
+  if (result == 0 || hp_io_is_gone(-result)) {
+    hp_uring_unplace(io, number);
+    hp_reading_ends(&link->reading, &io->config);
+    io->config.gone(io->config.context, number);
+    return;
+  }
+  bool failed = result < 0 && result != -ENOBUFS && !moved_away;
+  uint32_t length = failed ? hp_reading_failed(&link->reading, &io->config, number, -result) : 0;
+  if (length) {
+    hp_uring_unplace(io, number);
+    hp_rest_begin(&io->rests, number, length);
+  } else
+    hp_uring_place(io, number);
 }

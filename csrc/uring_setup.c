@@ -131,6 +131,7 @@ void hp_uring_free(hp_io *io) {
   for (int s = 0; s < HP_GROUPS * 2; s++)
     free(io->shares[s].free);
   hp_coalesce_close(&io->coalescer);
+  hp_rests_close(&io->rests);
   hp_buffers_free(&io->buffers);
   free(io->links);
   free(io->vectors);
@@ -160,7 +161,7 @@ static int set_up(hp_io *io, hp_error *error) {
   io->hot_rings = hot ? HP_HOT_RINGS : 0;
   io->shared = hot ? asked / 2 : asked;
   uint64_t completions = (uint64_t)io->buffers.count + io->config.max_links + SQ_ENTRIES;
-  if (!allocate(io))
+  if (!allocate(io) || hp_rests_open(&io->rests, io->config.max_links))
     return hp_fail(error, ENOMEM, "io_uring: no memory for %u links; lower max_links", io->config.max_links);
   if (new_ring(io, completions > CQ_ENTRIES_MAX ? CQ_ENTRIES_MAX : (uint32_t)completions, error))
     return -1;

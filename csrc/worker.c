@@ -15,18 +15,49 @@
 #include "handover.h"
 #include "slices.h"
 
+enum { DOUBTED_AGAIN = 100 }; /* ms: how often a link is looked at */
 enum { WAIT_WITH_FLOWS = 100, WAIT_DRAINING = 10, WAIT_IDLE = 1000 };
 
-static void output_failed(void *context, uint32_t link, hp_reason reason) {
-  hp_worker *worker = context;
+static void drop_unseen(hp_worker *worker, uint32_t link, hp_reason reason) {
   static const hp_headers nothing;
   hp_packet packet = {.link = link};
   hp_drop_packet(worker, &packet, &nothing, reason);
 }
 
+/* Others may have changed the header of its device. Whoever sends nonsense could have us look all the time. */
+static void doubt(hp_worker *worker, uint32_t link) {
+  hp_link_stats *stats = hp_stats(worker, link);
+  uint32_t now = (uint32_t)worker->now;
+  if (now - stats->doubted_at < DOUBTED_AGAIN)
+    return;
+  stats->doubted_at = now;
+  hp_keeper_ask(worker->engine, link, HP_DOUBT_HEADER);
+}
+
+static void output_failed(void *context, uint32_t link, hp_reason reason) {
+  hp_worker *worker = context;
+  drop_unseen(worker, link, reason);
+  if (reason == HP_OUTPUT_ERROR)
+    doubt(worker, link);
+}
+
 static void device_gone(void *context, uint32_t link) {
   hp_worker *worker = context;
   __atomic_store_n(&worker->engine->links[link].gone, 1, __ATOMIC_RELAXED);
+  __atomic_store_n(&worker->engine->links[link].read_error, 0, __ATOMIC_RELAXED);
+}
+
+static void cannot_read(void *context, uint32_t link, int code) {
+  hp_worker *worker = context;
+  drop_unseen(worker, link, HP_READ_FAILED);
+  __atomic_store_n(&worker->engine->links[link].read_error, (uint32_t)code, __ATOMIC_RELAXED);
+  if (code == EFAULT || code == EINVAL)
+    hp_keeper_ask(worker->engine, link, HP_DOUBT_READS);
+}
+
+static void can_read(void *context, uint32_t link) {
+  hp_worker *worker = context;
+  __atomic_store_n(&worker->engine->links[link].read_error, 0, __ATOMIC_RELAXED);
 }
 
 static void newcomers_came(void *context) {
@@ -45,9 +76,11 @@ static int wait_for(const hp_worker *worker) {
 static void send_batch(hp_worker *worker, const hp_packet *packets, uint32_t count) {
   const hp_io_ops *ops = worker->io_ops;
   for (uint32_t i = 0; i < count; i++) {
-    if (packets[i].verdict == HP_DROP)
+    if (packets[i].verdict == HP_DROP) {
+      if (packets[i].reason == HP_MALFORMED_IP || packets[i].reason == HP_BAD_VNET_HEADER)
+        doubt(worker, packets[i].link);
       ops->release(worker->io, &packets[i]);
-    else
+    } else
       ops->send(worker->io, &packets[i]);
   }
 }
@@ -122,10 +155,13 @@ static int open_io(hp_worker *worker) {
                          .others = worker->newcomers,
                          .spin = hp_spin_for(engine->config.spin, engine->config.workers),
                          .failed = output_failed,
+                         .unreadable = cannot_read,
+                         .readable = can_read,
                          .gone = device_gone,
                          .others_came = newcomers_came,
                          .context = worker,
                          .counters = &worker->words->io_counters};
+  worker->words->io_counters.failing = 0; /* a predecessor's */
   worker->io = worker->io_ops->open(&config, &worker->start_error);
   if (!worker->io)
     return -1;
@@ -148,6 +184,7 @@ static void *loop(void *argument) {
   if (worker->io)
     worker->io_ops->close(worker->io);
   worker->io = NULL;
+  worker->words->io_counters.failing = 0;
   hp_newcomers_close(worker);
   return NULL;
 }
@@ -200,13 +237,17 @@ static void stop(hp_engine *engine, uint32_t count) {
   __atomic_store_n(&engine->stop, 1, __ATOMIC_RELEASE);
   for (uint32_t i = 0; i < count; i++)
     end(&engine->workers[i]);
+  hp_keeper_stop(engine);
   hp_handover_close(engine);
 }
 
-int hp_workers_start(hp_engine *engine, hp_error *error) {
-  const hp_io_ops *ops = hp_io_choose(engine->config.io, error);
-  if (!ops || hp_handover_open(engine, error))
+static int start_all(hp_engine *engine, const hp_io_ops *ops, hp_error *error) {
+  if (hp_handover_open(engine, error))
     return -1;
+  if (hp_keeper_start(engine, error)) {
+    hp_handover_close(engine);
+    return -1;
+  }
   engine->stop = 0;
   for (uint32_t i = 0; i < engine->config.workers; i++) {
     engine->workers[i].io_ops = ops;
@@ -219,6 +260,17 @@ int hp_workers_start(hp_engine *engine, hp_error *error) {
   __atomic_store_n(&engine->shared->io, ops == &hp_io_uring ? HP_IO_URING : HP_IO_EPOLL, __ATOMIC_RELAXED);
   __atomic_store_n(&engine->shared->running, 1, __ATOMIC_RELAXED);
   return 0;
+}
+
+int hp_workers_start(hp_engine *engine, hp_error *error) {
+  const hp_io_ops *ops = hp_io_choose(engine->config.io, error);
+  if (!ops)
+    return -1;
+  if (start_all(engine, ops, error) == 0)
+    return 0;
+  /* What a small ring has shown need not be so for a large one: memory, descriptors, a sandbox. */
+  bool free_choice = engine->config.io == HP_IO_AUTO && ops != &hp_io_epoll;
+  return free_choice ? start_all(engine, &hp_io_epoll, error) : -1;
 }
 
 void hp_workers_stop(hp_engine *engine) {

@@ -47,6 +47,7 @@ from hyperplane.ipc.messages import (
 )
 from hyperplane.ipc.table import LinkTable
 from hyperplane.ipc.transport import Channel, ConnectionLost, Garbled
+from hyperplane.linux.kernel import check_kernel
 from hyperplane.linux.namespaces import raise_descriptor_limit
 from hyperplane.linux.privileges import drop_privileges, lift_memory_limit
 from hyperplane.linux.reaper import Reaper
@@ -79,6 +80,7 @@ def run(options: EngineOptions) -> int:
     """The whole life of an engine process; 0 when it was asked to end. Raises HyperplaneError when it cannot start."""
     config = engine_config(options.options)
     starter = os.geteuid()
+    check_kernel()
     raise_descriptor_limit()
     lift_memory_limit()
     with ExitStack() as stack:

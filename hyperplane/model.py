@@ -59,6 +59,7 @@ class Reason(StrEnum):
     OUTPUT_ERROR = "output_error"
     SOURCE_ROUTE = "source_route"
     HANDOVER_FULL = "handover_full"
+    READ_FAILED = "read_failed"
 
 
 REASONS: tuple[Reason, ...] = tuple(Reason)
@@ -225,6 +226,8 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
 
     drops holds every reason that was counted at least once: on the link that the packet came from; output_full and
     output_error on the one that it was for. gone: the device behind the link (behind one of them) is no more.
+    read_error: the errno's name ("EFAULT") while reading from it fails, "" when it works. mended: how often the header
+    or offloads of its device, which others had changed, were set again.
     """
 
     packets_in: int = 0
@@ -236,6 +239,8 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     flows: int = 0
     refusals_sent: int = 0
     gone: bool = False
+    read_error: str = ""
+    mended: int = 0
     drops: dict[str, int] = {}
 
     def __add__(self, other: Counters) -> Counters:
@@ -243,10 +248,11 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
         for reason, count in other.drops.items():
             drops[reason] = drops.get(reason, 0) + count
         sums = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
-        return Counters(gone=self.gone or other.gone, drops=drops, **sums)
+        failing = self.read_error or other.read_error
+        return Counters(gone=self.gone or other.gone, read_error=failing, drops=drops, **sums)
 
 
-_COUNTS = tuple(name for name in Counters.__struct_fields__ if name not in ("gone", "drops"))
+_COUNTS = tuple(name for name in Counters.__struct_fields__ if name not in ("gone", "read_error", "drops"))
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -268,7 +274,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     of ports;
 
     loops: turns of the workers' loops, of which `batches` brought packets; packets: reads from descriptors; no_buffers:
-    receives that ended for want of a buffer; io: the I/O engine in use, "none" when not running.
+    receives that ended for want of a buffer; unreadable: reads that failed; failing: queues of links whose reads fail
+    now; mended: as in Counters, over all links; io: the I/O engine in use, "none" when not running.
     """
 
     running: bool
@@ -282,6 +289,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     packets: int
     writes: int
     no_buffers: int
+    unreadable: int = 0
+    failing: int = 0
+    mended: int = 0
     workers: tuple[WorkerStatus, ...] = ()
 
 

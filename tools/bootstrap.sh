@@ -71,6 +71,7 @@ needs() { # set
       need redis-server has redis-server
       need redis-tools has redis-benchmark
       need runc has runc
+      need strace has strace
       need systemd has systemd-analyze
       need systemd-container has systemd-nspawn
       need traceroute has traceroute

@@ -36,6 +36,7 @@ KERNELS: Final = (
     ((5, 6), "fail", "pidfd_open() and io_uring are too old for the daemon"),
     ((6, 1), "warn", "the tables get no huge pages (MADV_COLLAPSE, 6.1)"),
     ((6, 2), "warn", "UDP is not segmented by the kernel (TUN_F_USO4, 6.2)"),
+    ((6, 4), "warn", "who holds a TUN's descriptor may hold others up for 10 ms (RWF_NOWAIT for a TUN, 6.4)"),
     ((6, 7), "warn", "packets are read by epoll (io_uring reads that repeat themselves, 6.7)"),
 )
 
@@ -49,9 +50,11 @@ class Check(msgspec.Struct, frozen=True):
     remedy: str = ""
 
 
-def run(caller: Caller, namespaces: Sequence[str]) -> int:
-    """Prints all checks; 1 when one of them says that it cannot work. namespaces: of VPCs, to be looked at besides."""
+def run(caller: Caller, namespaces: Sequence[str], engine_user: str) -> int:
+    """Prints all checks; 1 when one of them says that it cannot work. namespaces: of VPCs, to be looked at besides.
+    engine_user: whom the daemon's engine becomes."""
     checks = [one for look in CHECKS for one in look()]
+    checks += _io(engine_user)
     for namespace in namespaces or ("",):
         checks += _forwarding(namespace)
     checks.append(_daemon(caller))
@@ -132,19 +135,26 @@ def _open_files() -> Iterable[Check]:
     yield Check("open files", "fail" if hard < LEAST_FILES else "warn", text, remedy)
 
 
-def _io() -> Iterable[Check]:
-    from hyperplane.dataplane import io_engines
-
-    engines = io_engines()
+def _io(user: str) -> Iterable[Check]:
+    """As the engine's user: root may more."""
+    engines, problem = probes.packet_io(user)
+    if problem:
+        yield Check("packet I/O", "fail", f"not tried as {user}: {problem}", "--engine-user USER, as for the daemon")
+        return
+    as_whom = f" as {user}" if os.geteuid() == 0 else ""
     works = [name for name, problem in engines.items() if not problem]
     problem = engines.get("io_uring", "")
     if not works:
-        yield Check("packet I/O", "fail", f"io_uring: {problem}; epoll: {engines.get('epoll', '')}", "use Linux 6.7")
+        text = f"none{as_whom}: io_uring: {problem}; epoll: {engines.get('epoll', '')}"
+        yield Check("packet I/O", "fail", text, "use Linux 6.7")
     elif problem:
-        remedy = "kernel.io_uring_disabled=0, and Linux 6.7; containers: a seccomp profile that allows io_uring"
-        yield Check("packet I/O", "warn", f"{', '.join(works)}; no io_uring: {problem}", remedy)
+        remedy = (
+            "Linux 6.7, kernel.io_uring_disabled=0 (or 1, and the engine's user in kernel.io_uring_group);"
+            " containers: a seccomp profile that allows io_uring"
+        )
+        yield Check("packet I/O", "warn", f"{', '.join(works)}{as_whom}; no io_uring: {problem}", remedy)
     else:
-        yield Check("packet I/O", "ok", ", ".join(works))
+        yield Check("packet I/O", "ok", f"{', '.join(works)}{as_whom}")
 
 
 def _offloads() -> Iterable[Check]:
@@ -222,7 +232,7 @@ def _forwarding(namespace: str) -> Iterable[Check]:
 
 
 CHECKS: Final[tuple[Callable[[], Iterable[Check]], ...]] = (
-    _kernel, _tun, _capabilities, _open_files, _io, _offloads, _huge_pages, _inotify, _user_namespaces,
+    _kernel, _tun, _capabilities, _open_files, _offloads, _huge_pages, _inotify, _user_namespaces,
 )  # fmt: skip
 
 

@@ -21,14 +21,18 @@ def status(caller: Caller) -> int:
     "--vpc", "namespaces", metavar="NAMESPACE", multiple=True,
     help="A VPC's namespace: whether its kernel settings or firewall would drop; may be repeated.",
 )  # fmt: skip
+@click.option(
+    "--engine-user", metavar="USER", default="nobody", show_default=True,
+    help="Whom the daemon's engine becomes: what it may use is tried as that user.",
+)  # fmt: skip
 @instance_option
 @json_option
 @color_option
-def doctor(namespaces: tuple[str, ...], instance: str, as_json: bool, no_color: bool) -> int:
+def doctor(namespaces: tuple[str, ...], engine_user: str, instance: str, as_json: bool, no_color: bool) -> int:
     """Looks at kernel, devices, privileges and limits; says what to do about each that will not do.
 
     Needs no daemon and changes nothing. Exit code 1 when something is missing that the daemon cannot do without.
     """
     from hyperplane.cli import doctor as verb
 
-    return verb.run(Caller(instance, None, as_json, no_color), namespaces)
+    return verb.run(Caller(instance, None, as_json, no_color), namespaces, engine_user)

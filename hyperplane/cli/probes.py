@@ -30,6 +30,25 @@ def offloads() -> tuple[list[str], str]:
     return found or [], problem
 
 
+def packet_io(user: str) -> tuple[dict[str, str], str]:
+    """The I/O engines, and why one cannot run, for a process that has become an engine of that user, with its limits
+    and without root's privileges: root may more (io_uring, locked memory). Or why that could not be tried.
+    """
+
+    def probe() -> dict[str, str]:
+        from hyperplane.dataplane import io_engines
+        from hyperplane.linux.namespaces import raise_descriptor_limit
+        from hyperplane.linux.privileges import drop_privileges, lift_memory_limit
+
+        raise_descriptor_limit()  # nothing is imported once it is another user: Python may be root's alone
+        lift_memory_limit()
+        drop_privileges(user)
+        return io_engines()
+
+    found, problem = _in_child(probe)
+    return found or {}, problem
+
+
 def user_namespaces() -> str:
     """Why somebody who is not root cannot make a network namespace; "" when they can."""
     return _in_child(_isolate_as_somebody)[1]
@@ -149,6 +168,8 @@ def _in_child(probe: Callable[[], Any]) -> tuple[Any, str]:
             answer = (None, error.message)
         except OSError as error:
             answer = (None, error.strerror or str(error))
+        except Exception as error:  # else it would look as if it had found nothing
+            answer = (None, repr(error))
         finally:
             os.write(writing, json.dumps(answer).encode())
             os._exit(0)

@@ -71,7 +71,7 @@ class Caretaker:
             environment = self._attached(token[1])
             if environment is not None and not self._executor.under_way(environment.id):
                 known[token] = environment
-            elif token[1] in self._pool and not self._has_device(token[1]):
+            elif token[1] in self._pool and not self._remaking and not self._has_device(token[1]):
                 self._pool.lose(token[1])
         conditions = await self.inspect(list(known.values()))
         return [token for token, one in known.items() if conditions[one.id].state != "right"]

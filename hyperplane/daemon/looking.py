@@ -129,7 +129,7 @@ class Looker:
     def _retire(self, link: Link) -> None:
         """In the thread that has removed the link: its counters can be read until its last flow has ended."""
         for _, counters in self._counters([link]):
-            self._retired += replace(_once(link, counters), flows=0, gone=False)
+            self._retired += replace(_once(link, counters), flows=0, gone=False, read_error="")
 
     def enis(self, accounts: Mapping[str, str]) -> list[EniMeasures]:
         """accounts: of each ENI that is wanted."""
@@ -143,6 +143,10 @@ class Looker:
             )
             for link, counters in self._counters(links)
         ]
+
+    def links(self) -> dict[str, Counters]:
+        """Of every link, by its id."""
+        return {link.spec.id: counters for link, counters in self._counters(self._supervisor.remote.links())}
 
     def status(self) -> Status:
         return _try(lambda: self._supervisor.reader.status(), NOTHING)

@@ -30,6 +30,7 @@ from hyperplane.daemon.supervisor import Supervisor
 from hyperplane.daemon.watches import Watches
 from hyperplane.errors import HyperplaneError
 from hyperplane.ipc.remote import RemoteEngine
+from hyperplane.linux.kernel import check_kernel
 from hyperplane.linux.namespaces import NamespaceThreads, raise_descriptor_limit
 from hyperplane.linux.reaper import Reaper
 from hyperplane.linux.settings import SETTINGS
@@ -76,6 +77,7 @@ class Daemon:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         options, places = self._options, self._places
+        check_kernel()
         raise_descriptor_limit()
         store = SqliteStore(places.database)
         stack.callback(store.close)
@@ -153,6 +155,8 @@ class Daemon:
             point=self._point,
         )
         self._reconciler = reconciler
+        self.service.reading.start()
+        stack.push_async_callback(self.service.reading.close)
         pool.start()
         stack.callback(descriptors.close)
         descriptors.open(places.descriptors, self._gid)

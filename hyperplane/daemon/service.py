@@ -21,6 +21,7 @@ from hyperplane.daemon.looking import Looker
 from hyperplane.daemon.peers import check_target, check_vpc
 from hyperplane.daemon.points import CommitPoints
 from hyperplane.daemon.pool import Pool
+from hyperplane.daemon.reading import Reading
 from hyperplane.daemon.reconcile import Reconciler
 from hyperplane.daemon.supervisor import Supervisor
 from hyperplane.errors import EniNotReady, InvalidValue, ResourceConflict
@@ -66,6 +67,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self._looker = Looker(self.supervisor)
+        self.reading = Reading(self._looker.status, self._looker.links)
 
     # Declared resources
 
@@ -213,6 +215,8 @@ class Service:
         reasons += troubles[:MOST_REASONS]
         if len(troubles) > MOST_REASONS:
             reasons.append(f"{len(troubles) - MOST_REASONS} more like these; the log has all")
+        if trouble := self.reading.trouble:
+            reasons.append(trouble)
         return Health(
             status="degraded" if reasons else "ok",
             version=__version__,
@@ -232,7 +236,7 @@ class Service:
             traffic=traffic,
             resources=resources,
             pool=len(self.pool),
-            notices=self.notices,
+            notices=(*self.notices, *filter(None, (self.reading.trouble,))),
         )
 
     async def measures(self) -> Measures:

@@ -215,6 +215,7 @@ class TestEnvironments:
             async with traffic.connection(box, vpc, SERVER) as pair:
                 await traffic.transfer(pair.client, pair.server, 10_000, 1)
         assert (await client.get_environment(environment.id)).state is EnvironmentState.ATTACHED
+        assert daemon.log.count('"the device of an environment is made again"') == 2
         assert daemon.log.count('"reason": "moved to another namespace"') == 2
 
 

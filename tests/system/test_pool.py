@@ -207,7 +207,8 @@ async def test_a_device_that_somebody_deletes(daemon: TestDaemon, client: Client
 async def test_an_eni_whose_device_somebody_deletes(client: Client, vpc: str) -> None:
     (eni,) = (await client.list_enis()).items
     ip("-n", vpc, "link", "del", eni.device)
-    assert [(change.action, change.kind) for change in (await client.reconcile()).changes] == [("update", "eni")]
+    # The watch or this one makes it again.
+    assert {(change.action, change.kind) for change in (await client.reconcile()).changes} <= {("update", "eni")}
     await works(await prepared(client), vpc)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import pwd
 import resource
 import subprocess
 from pathlib import Path
@@ -69,8 +70,33 @@ def test_a_missing_tun_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_
     ],
 )
 def test_packet_io(engines: dict[str, str], state: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hyperplane.dataplane.io_engines", lambda: engines)
-    assert one(doctor._io()).state == state
+    monkeypatch.setattr(probes, "packet_io", lambda user: (engines, ""))
+    assert one(doctor._io("nobody")).state == state
+
+
+def test_packet_io_is_tried_as_the_engine_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may use io_uring where kernel.io_uring_disabled is 1, and lock more memory than the engine may."""
+
+    def told() -> dict[str, str]:
+        status = Path("/proc/thread-self/status").read_bytes().decode()
+        (privileges,) = (line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
+        refused = f"user {os.geteuid()}, capabilities {privileges}"
+        soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        return {"io_uring": refused if soft == hard else f"locked memory: {soft}", "epoll": ""}
+
+    monkeypatch.setattr("hyperplane.dataplane.io_engines", told)
+    whom = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else os.geteuid()
+    found = one(doctor._io("nobody"))
+    assert (found.state, f"no io_uring: user {whom}, capabilities {'0' * 16}" in found.found) == ("warn", True)
+    assert "kernel.io_uring_group" in found.remedy
+
+
+def test_packet_io_for_nobody_that_there_is() -> None:
+    found = one(doctor._io("no-such-user"))
+    if os.geteuid() == 0:
+        assert (found.state, "no user 'no-such-user'" in found.found) == ("fail", True)
+    else:
+        assert found.state != "fail"
 
 
 @pytest.mark.parametrize(
@@ -139,14 +165,15 @@ def test_the_exit_code_is_1_when_something_is_missing(
 ) -> None:
     monkeypatch.setenv("HYPERPLANE_RUN_DIR", "/nowhere")
     monkeypatch.setattr(doctor, "_forwarding", lambda namespace: [])
+    monkeypatch.setattr(doctor, "_io", lambda user: [])
     for state, code in (("ok", 0), ("warn", 0), ("fail", 1)):
         checks = [Check("this", state, "found", "do it" if state != "ok" else "")]  # type: ignore[arg-type]
         monkeypatch.setattr(doctor, "CHECKS", (lambda checks=checks: checks,))
-        assert doctor.run(Caller("default"), ()) == code
+        assert doctor.run(Caller("default"), (), "nobody") == code
         text = capsys.readouterr().out
         assert text.startswith(f"{state:<6}this    found\n")
         assert ("→ do it" in text) == bool(code or state == "warn")
-        assert doctor.run(Caller("default", as_json=True), ()) == code
+        assert doctor.run(Caller("default", as_json=True), (), "nobody") == code
         shown = json.loads(capsys.readouterr().out)
         assert [one["check"] for one in shown] == ["this", "daemon"]
         assert "does not run" in shown[1]["found"]

@@ -180,6 +180,9 @@ struct engine {
   uint32_t failed_link;
   unsigned gone;
   uint32_t gone_link;
+  unsigned unreadable; /* reads that failed */
+  unsigned readable;
+  int code; /* of the latest */
 };
 
 static inline void on_failed(void *context, uint32_t link, hp_reason reason) {
@@ -195,6 +198,19 @@ static inline void on_gone(void *context, uint32_t link) {
   engine->gone_link = link;
 }
 
+static inline void on_unreadable(void *context, uint32_t link, int code) {
+  struct engine *engine = context;
+  engine->unreadable++;
+  engine->failed_link = link;
+  engine->code = code;
+}
+
+static inline void on_readable(void *context, uint32_t link) {
+  struct engine *engine = context;
+  engine->readable++;
+  assert_int_equal(link, engine->failed_link);
+}
+
 static inline void open_spinning(struct engine *engine, const hp_io_ops *ops, uint32_t buffers, uint32_t spin) {
   *engine = (struct engine){.ops = ops, .wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
   MUST(engine->wake);
@@ -203,6 +219,8 @@ static inline void open_spinning(struct engine *engine, const hp_io_ops *ops, ui
                          .wake = engine->wake,
                          .spin = spin,
                          .failed = on_failed,
+                         .unreadable = on_unreadable,
+                         .readable = on_readable,
                          .gone = on_gone,
                          .context = engine,
                          .counters = &engine->counters};

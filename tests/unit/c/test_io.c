@@ -3,10 +3,13 @@
 
 #include "../../../csrc/packet.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 
 #define NEAR "198.18.0.2" /* in namespace 0, on device io0, link 0 */
 #define FAR "198.19.0.2"  /* in namespace 1, on device io1, link 1 */
@@ -390,21 +393,66 @@ static void test_truncated(void **state) {
   end_world(&world);
 }
 
-/* One that leaves no room for any frame makes every read fail: the link is given up, and not retried. */
+/* One that leaves no room for any frame makes every read fail: that is told, the link is tried again and again, less
+ * and less often, and the other goes on. When it is right again, so is the link. */
 static void test_unreadable(void **state) {
   struct world world;
   hp_packet packets[HP_BATCH];
-  int header = 100000;
-  make_world(&world, state, 16);
-  assert_int_equal(receive(&world.engine, packets, 0), 0);
+  int header = 100000, right = HP_VNET_HEADER;
+  make_world(&world, state, 64);
+  struct engine *engine = &world.engine;
+  assert_int_equal(receive(engine, packets, 0), 0);
   MUST(ioctl(world.tun[0], TUNSETVNETHDRSZ, &header));
+  udp_flood(world.udp[0], FAR, 200, 100);
+  int64_t start = hp_io_clock();
   for (int i = 0; i < 20; i++) {
-    udp_send(world.udp[0], FAR, "x", 1);
-    assert_int_equal(receive(&world.engine, packets, 10), 0);
+    udp_send(world.udp[1], NEAR, "x", 1);
+    assert_int_equal(drain(engine, 1, 1), 0);
+    assert_int_equal(receive(engine, packets, 10), 0);
   }
-  assert_int_equal(world.engine.gone, 1);
-  assert_sleeps(&world.engine, 50);
+  assert_sleeps(engine, 50);
+  /* All rests but the last one have passed: 10, 20, 40 ms and so on. */
+  assert_in_range(engine->unreadable, 1, 8);
+  assert_true(10 * ((1 << (engine->unreadable - 1)) - 1) <= hp_io_clock() - start + 1);
+  assert_int_equal(engine->code, EINVAL);
+  assert_int_equal(engine->counters.failing, 1);
+  assert_int_equal(engine->counters.unreadable, engine->unreadable);
+  assert_int_equal(engine->gone + engine->readable, 0);
+  MUST(ioctl(world.tun[0], TUNSETVNETHDRSZ, &right));
+  drain(engine, 0, 200 - engine->unreadable);
+  assert_int_equal(engine->readable, 1);
+  assert_int_equal(engine->counters.failing, 0);
   end_world(&world);
+}
+
+/* Whoever is removed, or whose device is deleted, while it rests does not come back. */
+static void test_end_while_resting(void **state) {
+  int header = 100000;
+  for (int deleted = 0; deleted < 2; deleted++) {
+    struct world world;
+    hp_packet packets[HP_BATCH];
+    make_world(&world, state, 16);
+    struct engine *engine = &world.engine;
+    MUST(ioctl(world.tun[0], TUNSETVNETHDRSZ, &header));
+    udp_send(world.udp[0], FAR, "x", 1);
+    for (int64_t deadline = hp_io_clock() + DEADLINE; !engine->unreadable && hp_io_clock() < deadline;)
+      assert_int_equal(receive(engine, packets, 10), 0);
+    assert_int_equal(engine->counters.failing, 1);
+    if (deleted) {
+      enter(namespaces[0]);
+      delete_device("io0");
+    } else
+      engine->ops->remove(engine->io, 0);
+    for (int64_t deadline = hp_io_clock() + (deleted ? DEADLINE : 100); !engine->gone && hp_io_clock() < deadline;)
+      assert_int_equal(receive(engine, packets, 10), 0);
+    assert_int_equal(engine->gone, deleted);
+    assert_int_equal(engine->counters.failing, 0);
+    assert_int_equal(engine->unreadable, 1);
+    udp_send(world.udp[1], NEAR, "x", 1);
+    drain(engine, 1, 1);
+    assert_sleeps(engine, 50);
+    end_world(&world);
+  }
 }
 
 /* Somebody clears O_NONBLOCK on a duplicate: neither reading nor writing waits. */
@@ -789,6 +837,152 @@ static void test_gives_way(void **state) {
   end_world(&world);
 }
 
+/* ---- kernels before 6.4 ---- */
+
+static bool old_kernel; /* the kernel takes no RWF_NOWAIT for a TUN */
+
+static bool refuses(int flags) {
+  if (!old_kernel || !(flags & RWF_NOWAIT))
+    return false;
+  errno = EOPNOTSUPP;
+  return true;
+}
+
+/* In libc's place. */
+ssize_t preadv2(int fd, const struct iovec *vector, int count, off_t offset, int flags) {
+  return refuses(flags) ? -1 : syscall(SYS_preadv2, fd, vector, count, offset, 0, flags);
+}
+
+ssize_t pwritev2(int fd, const struct iovec *vector, int count, off_t offset, int flags) {
+  return refuses(flags) ? -1 : syscall(SYS_pwritev2, fd, vector, count, offset, 0, flags);
+}
+
+/* The kernel's refusal is found out with the first read as well, not only when the engine opens. */
+static void test_refused_later(void **state) {
+  struct world world;
+  old_kernel = false;
+  make_world(&world, state, 16);
+  old_kernel = true;
+  udp_flood(world.udp[0], FAR, 30, 100);
+  forward(&world.engine, 0, 1, 30);
+  for (int i = 0; i < 30; i++) {
+    char bytes[200];
+    assert_int_equal(recv(world.udp[1], bytes, sizeof bytes, 0), 100);
+  }
+  assert_int_equal(world.engine.unreadable + world.engine.full + world.engine.errors, 0);
+  end_world(&world);
+}
+
+static bool no_timers;
+
+/* In libc's place. */
+int timer_create(clockid_t clock, struct sigevent *event, timer_t *timer) {
+  static int (*real)(clockid_t, struct sigevent *, timer_t *);
+  if (!real)
+    *(void **)&real = dlsym(RTLD_NEXT, "timer_create");
+  if (!no_timers)
+    return real(clock, event, timer);
+  errno = EAGAIN;
+  return -1;
+}
+
+/* Where nothing would end a read that waits, the engine does not start; one that learns it too late tells. */
+static void test_nothing_ends_reads(void **state) {
+  struct world world;
+  hp_packet packets[HP_BATCH];
+  hp_error error = {0};
+  int wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  hp_io_config config = {.max_links = 4, .buffers = 4, .wake = wake};
+  const hp_io_ops *ops = *state;
+  no_timers = true;
+  assert_null(ops->open(&config, &error));
+  assert_non_null(strstr(error.text, "use Linux 6.4 or newer"));
+  old_kernel = false;
+  make_world(&world, state, 16);
+  old_kernel = true;
+  udp_send(world.udp[0], FAR, "x", 1);
+  for (int64_t deadline = hp_io_clock() + DEADLINE; !world.engine.unreadable && hp_io_clock() < deadline;)
+    assert_int_equal(receive(&world.engine, packets, 10), 0);
+  assert_int_equal(world.engine.code, EOPNOTSUPP);
+  assert_sleeps(&world.engine, 50);
+  no_timers = false;
+  drain(&world.engine, 0, 1); /* nothing was lost */
+  end_world(&world);
+  close(wake);
+}
+
+struct clearing {
+  int fd;
+  bool stop;
+  unsigned times;
+};
+
+static void *clear_nonblock(void *argument) {
+  struct clearing *clearing = argument;
+  for (; !__atomic_load_n(&clearing->stop, __ATOMIC_RELAXED); clearing->times++) {
+    MUST(fcntl(clearing->fd, F_SETFL, O_RDWR));
+    sched_yield();
+  }
+  return NULL;
+}
+
+/* Somebody clears O_NONBLOCK all the time, and sees to it that there is something to read: each read that waits is
+ * ended, the link is read from less and less, and the other goes on. Afterwards it works. */
+static void test_waiting_reads_end(void **state) {
+  enum { EXCHANGES = 100 };
+  struct world world;
+  pthread_t thread;
+  make_world(&world, state, 64);
+  struct engine *engine = &world.engine;
+  struct clearing clearing = {.fd = world.tun[0]};
+  pthread_create(&thread, NULL, clear_nonblock, &clearing);
+  int64_t deadline = hp_io_clock() + DEADLINE;
+  for (int i = 0; i < EXCHANGES || (!engine->unreadable && hp_io_clock() < deadline); i++) {
+    udp_send(world.udp[0], FAR, "x", 1);
+    udp_send(world.udp[1], NEAR, "x", 1);
+    drain(engine, 1, 1);
+  }
+  assert_true(engine->unreadable >= 1);
+  assert_true(engine->unreadable <= EXCHANGES / 4); /* at first it rests for 10 ms, after eight times for a second */
+  assert_int_equal(engine->code, ETIMEDOUT);
+  __atomic_store_n(&clearing.stop, true, __ATOMIC_RELAXED);
+  pthread_join(thread, NULL);
+  MUST(fcntl(world.tun[0], F_SETFL, O_RDWR | O_NONBLOCK));
+  udp_send(world.udp[0], FAR, "x", 1);
+  for (hp_packet packets[HP_BATCH]; engine->counters.failing && hp_io_clock() < deadline;)
+    release_all(engine, packets, receive(engine, packets, 10));
+  assert_int_equal(engine->counters.failing, 0);
+  assert_int_equal(engine->gone, 0);
+  end_world(&world);
+}
+
+/* Nor does a write wait for a receiver that is full. */
+static void test_waiting_writes_end(void **state) {
+  struct world world;
+  hp_packet packets[HP_BATCH];
+  int pair[2];
+  make_world(&world, state, 64);
+  struct engine *engine = &world.engine;
+  MUST(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, pair)); /* holds a few datagrams only, and waits */
+  add_link(engine, 2, pair[0], HP_GROUP_NONE);
+  for (size_t i = 0; i < 400; i++) { /* each longer than the one before: they are not coalesced */
+    udp_flood(world.udp[0], FAR, 1, 100 + i);
+    forward(engine, 0, 2, 1);
+  }
+  assert_true(engine->full > 0);
+  assert_in_range(engine->unreadable, 1, 20);
+  assert_int_equal(engine->code, ETIMEDOUT);
+  assert_int_equal(engine->failed_link, 2);
+  engine->ops->remove(engine->io, 2);
+  assert_int_equal(engine->counters.failing, 0);
+  udp_flood(world.udp[0], FAR, 30, 100); /* all buffers are back */
+  forward(engine, 0, 1, 30);
+  assert_int_equal(receive(engine, packets, 0), 0);
+  close(pair[0]);
+  close(pair[1]);
+  end_world(&world);
+}
+
 static int run_turns(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_prestate(test_large_packets_take_turns, (void *)(uintptr_t)&hp_io_epoll)};
@@ -826,6 +1020,7 @@ static int run(const char *name, const hp_io_ops *ops) {
       TEST(test_truncated),
       TEST(test_close_in_the_middle),
       TEST(test_unreadable),
+      TEST(test_end_while_resting),
       TEST(test_blocking_descriptor),
       TEST(test_fairness),
       TEST(test_output_failures),
@@ -835,6 +1030,19 @@ static int run(const char *name, const hp_io_ops *ops) {
       TEST(test_add_refuses),
   };
   return cmocka_run_group_tests_name(name, tests, NULL, NULL);
+}
+
+static int run_old(void) {
+  void *state = (void *)(uintptr_t)&hp_io_epoll;
+  const struct CMUnitTest tests[] = {cmocka_unit_test_prestate(test_waiting_reads_end, state),
+                                     cmocka_unit_test_prestate(test_waiting_writes_end, state),
+                                     cmocka_unit_test_prestate(test_refused_later, state),
+                                     cmocka_unit_test_prestate(test_nothing_ends_reads, state)};
+  old_kernel = true;
+  int failed = run("epoll, before Linux 6.4", &hp_io_epoll);
+  failed += cmocka_run_group_tests_name("epoll, before Linux 6.4, descriptors that wait", tests, NULL, NULL);
+  old_kernel = false;
+  return failed;
 }
 
 /* With a table of descriptors that RLIMIT_NOFILE does not allow, io_uring goes on without one. Must be the
@@ -864,6 +1072,7 @@ int main(void) {
   int failed = run_shared();
   failed += run("epoll", &hp_io_epoll);
   failed += run("io_uring", &hp_io_uring);
+  failed += run_old();
   failed += run_turns();
   failed += run_order();
   failed += run_plain_descriptors();
