@@ -7,6 +7,7 @@ predecessor may have died half way.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -190,6 +191,10 @@ class Actuator:
         if namespace.key == self._threads.home:
             message = f"namespace {namespace.name} is the daemon's own"
             remedy = "give the environment's: its routes would become the host's"
+            raise InvalidValue(message, resource=namespace.name, remedy=remedy, field="namespace")
+        if namespace.pid == os.getpid():  # /dev/fd/3, for instance
+            message = f"namespace {namespace.name} is a descriptor of the daemon"
+            remedy = "give pid:N, or /proc/N/fd/F of your own process"
             raise InvalidValue(message, resource=namespace.name, remedy=remedy, field="namespace")
         if further:
             further(namespace)

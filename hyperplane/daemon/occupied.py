@@ -63,6 +63,9 @@ class Occupied:
                 del self._taken[place]
 
     def _set(self, place: Place, environment: str) -> None:
+        before = self._places.get(environment)
+        if before and before != place and self._taken.get(before) == environment:
+            del self._taken[before]
         self._taken[place] = environment
         self._places[environment] = place
 

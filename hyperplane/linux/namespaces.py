@@ -92,7 +92,7 @@ def open_namespace(spec: str | int | Path) -> Namespace:
         remedy = "`ip netns list` shows the names"
         raise InvalidValue(f"namespace name is {text!r}", resource="namespace", remedy=remedy)
     if "/" in text or isinstance(spec, Path):
-        return _of_path(os.path.abspath(text), text)
+        return _of_path(_absolute(text), text)
     return _of_path(f"{NETNS_RUN_DIR}/{text}", text)
 
 
@@ -120,7 +120,11 @@ def path_of(name: str) -> str:
         return process_path(int(name[4:]))
     if name.startswith("fd:"):
         return ""
-    return os.path.abspath(name) if "/" in name else f"{NETNS_RUN_DIR}/{name}"
+    return _absolute(name) if "/" in name else f"{NETNS_RUN_DIR}/{name}"
+
+
+def _absolute(path: str) -> str:
+    return "/" + os.path.abspath(path).lstrip("/")  # which leaves two slashes in front as they are
 
 
 def _of_process(pid: int) -> Namespace:

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +17,6 @@ import pytest
 from hyperplane.errors import NamespaceNotFound
 from hyperplane.linux.namespaces import Namespace, open_namespace, process_on, what_became
 from hyperplane.linux.processes import ProcessWatch, started
-from hyperplane.linux.rounds import SHARE, Rounds
 from hyperplane.linux.watch import NamespaceWatch
 
 from .support import Namespaces, descriptors, eventually, wait_until
@@ -225,6 +223,11 @@ class TestProcesses:
                 process.kill()
         assert [token for token, _ in seen] == [f"/proc/{process.pid}/root{mounted}"]
 
+    def test_two_slashes_in_front(self) -> None:
+        """os.path.abspath() leaves them, as POSIX has it; for Linux they are one."""
+        with open_namespace(f"//proc/{os.getpid()}//ns/net") as found:
+            assert (found.path, found.pid) == (f"/proc/{os.getpid()}/ns/net", os.getpid())
+
     def test_the_first_on_the_way(self, tmp_path: Path) -> None:
         (tmp_path / "root").symlink_to("/proc/1/root")
         (tmp_path / "self").symlink_to("/proc/self")
@@ -341,61 +344,3 @@ class TestMounts:
                     patch.setattr(os, "stat", refused)
                     assert what_became(found) == ""
             assert what_became(found) == ""
-
-
-class TestRounds:
-    async def test_every_one_is_looked_at_in_turns_of_the_loop(self) -> None:
-        looked: list[int] = []
-        turns = 0
-        rounds: Rounds[int] = Rounds(asyncio.get_running_loop(), lambda: range(1000), looked.append, 0.0)
-        for _ in range(10):
-            rounds.ask()
-        while len(looked) < 1000:
-            turns += 1
-            await asyncio.sleep(0)
-        assert sorted(looked) == list(range(1000))
-        assert turns >= 10
-
-    async def test_it_takes_a_small_share_of_the_loop_s_time(self) -> None:
-        """Whatever a look costs: the longer a round takes, the later the next one begins."""
-        began: list[float] = []
-        rounds: Rounds[int]
-
-        def things() -> range:
-            began.append(time.perf_counter())
-            return range(4)
-
-        rounds = Rounds(asyncio.get_running_loop(), things, lambda one: time.sleep(0.004), 0.0)
-        rounds.ask()
-        await eventually(lambda: began)
-        spent = 4 * 0.004
-        await asyncio.sleep(0)
-        rounds.ask()
-        await eventually(lambda: len(began) == 2)
-        rounds.close()
-        assert began[1] - began[0] >= 0.9 * SHARE * spent
-
-    async def test_who_asks_during_a_round_gets_another(self) -> None:
-        rounds: Rounds[int]
-        begun = 0
-
-        def things() -> range:
-            nonlocal begun
-            begun += 1
-            return range(200)
-
-        def look(one: int) -> None:
-            if begun == 1 and one in (0, 100, 199):
-                rounds.ask()
-
-        rounds = Rounds(asyncio.get_running_loop(), things, look, 0.0)
-        rounds.ask()
-        await eventually(lambda: begun == 2)
-        for _ in range(20):
-            await asyncio.sleep(0)
-        assert begun == 2
-        rounds.ask()
-        rounds.close()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.Event().wait(), 0.05)
-        assert begun == 2
