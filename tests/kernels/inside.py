@@ -1,11 +1,10 @@
-"""The first process of a guest: mounts what an init would, has the work done, reaps what is left of it, switches off."""
+"""The first process of a guest: mounts what an init would, has the work done, reaps what is left, switches off."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import subprocess
-import sys
 import traceback
 import tty
 from typing import Final
@@ -20,7 +19,7 @@ SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 def prepare() -> None:
     """As on a machine that has just started: nothing in /run, modules that the kernel can ask for, lo up."""
     os.environ.clear()
-    os.environ.update(PATH=SYSTEM_PATH, HOME="/root", LANG="C.UTF-8", TMPDIR="/run/tmp")
+    os.environ.update(PATH=SYSTEM_PATH, HOME="/root", LANG="C.UTF-8", TMPDIR="/run/tmp", HYPERPLANE_PATIENCE="6")
     with open("/proc/cmdline", encoding="ascii") as file:
         words = dict(word.partition("=")[::2] for word in file.read().split())
     for place in ("/run", "/dev/shm", "/dev/pts", "/lib/modules"):
@@ -63,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -96,7 +96,8 @@ def own_sources(sources: Iterable[Source], wanted: Iterable[str]) -> list[str]:
 
     Those of a security suite come from its archive, all others from that of the machine's plain suite.
     """
-    plain, security = None, None
+    plain: Source | None = None
+    security: Source | None = None
     for source in sources:
         if any(suite.endswith("-security") for suite in source.suites):
             security = security or source
@@ -106,8 +107,8 @@ def own_sources(sources: Iterable[Source], wanted: Iterable[str]) -> list[str]:
         raise NoKernels("no archive of Debian is among the sources of /etc/apt: add one, as deb822 in sources.list(5)")
     lines = []
     for suite in wanted:
-        if source := security if suite.endswith("-security") else plain:
-            lines.append(f"deb [signed-by={source.signed_by or KEYS}] {source.uri} {suite} main")
+        if archive := security if suite.endswith("-security") else plain:
+            lines.append(f"deb [signed-by={archive.signed_by or KEYS}] {archive.uri} {suite} main")
     return lines
 
 
@@ -123,7 +124,7 @@ def pick(madison: str, suites: Sequence[str]) -> str:
 def parts(show: str) -> list[str]:
     """What a kernel's package depends on of its own version, as `name=version`: `apt-cache show NAME=VERSION`."""
     (depends,) = re.findall(r"^Depends: (.*)$", show, re.MULTILINE)[:1] or [""]
-    pattern = r"\b(linux-(?:image|binary|modules)-\S+) \(= (\S+)\)"
+    pattern = r"\b(linux-(?:image|binary|modules|base)-\S+) \(= (\S+)\)"
     return [f"{name}={version}" for name, version in re.findall(pattern, depends)]
 
 
@@ -172,7 +173,8 @@ def _unpacked(archive: Archive, origin: Origin, version: str, directory: Path) -
     if not stamp.exists() or stamp.read_text() != version:
         print(f"kernels: unpacking {origin.name}'s {version}", flush=True)
         shutil.rmtree(place, ignore_errors=True)
-        (image,) = parts(archive.ask("show", f"{IMAGE}={version}"))[:1]
+        named = parts(archive.ask("show", f"{IMAGE}={version}"))
+        image = next(one for one in named if one.startswith("linux-image-"))
         archive.unpack([image, *parts(archive.ask("show", image))], place)
         if not (place / "lib").exists():
             (place / "lib").symlink_to("usr/lib")

@@ -22,6 +22,7 @@ class Report:
     tests: list[Record] = field(default_factory=list)
     status: str = ""
     problem: str = ""
+    seconds: float = 0.0
 
     def take(self, record: Record) -> None:
         if record.kind == "fact":
@@ -58,6 +59,7 @@ def table(reports: Sequence[Report]) -> str:
     facts = dict.fromkeys(name for one in reports for name in one.facts)
     rows += [[name, *(one.facts.get(name, "?") for one in reports)] for name in facts]
     rows += [[item, *(one.cell(item) for one in reports)] for item in ITEMS]
+    rows.append(["in all", *(f"{one.seconds:.0f} s" for one in reports)])
     return text(rows)
 
 
@@ -75,6 +77,8 @@ def failures(reports: Iterable[Report]) -> str:
             found.append(f"{one.name}: {one.problem}")
         elif one.status != "0" and all(test.ok for test in one.tests):
             found.append(f"{one.name}: pytest ended with {one.status or 'nothing'}")
+        elif not one.problem:
+            found += [f"{one.name}: {item}: no test ran" for item in ITEMS if not one.of(item)]
         for test in one.tests:
             if not test.ok:
                 said = "\n    ".join(test.said.splitlines()[-LINES:])

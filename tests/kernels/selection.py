@@ -12,20 +12,24 @@ ITEMS: Final[Mapping[str, tuple[str, ...]]] = {
     "TCP": ("test_forwarding.py::test_tcp",),
     "UDP": ("test_forwarding.py::test_udp",),
     "ICMP": ("test_forwarding.py::test_icmp",),
-    "engine killed": ("test_forwarding.py::test_an_engine_that_is_killed", "test_kill.py::test_the_engine"),
+    "engine killed": ("test_forwarding.py::test_an_engine_that_is_killed",),
     "daemon restarts": (
         "test_daemon_restart.py::test_a_restart_touches_nothing",
-        "test_daemon_restart.py::test_daemon_and_engine_both_gone",
         "test_daemon_restart.py::test_devices_that_somebody_deleted",
     ),
-    "devices": ("test_devices.py",),
-    "ENIs": ("test_eni.py",),
-    "namespaces": ("test_namespaces.py",),
-    "both I/O engines": (
-        "test_datagrams.py::test_segmented_datagrams_both_ways",
-        "test_datagrams.py::test_datagrams_without_checksum",
-        "test_paths.py::test_closed_port_is_refused_at_once",
+    "devices": (
+        "test_devices.py::TestTun::test_device_in_its_namespace",
+        "test_devices.py::TestTun::test_adopted_descriptors",
     ),
-    "workers": ("test_workers.py::test_both_work_and_every_packet_finds_its_flow", "test_steering.py"),
-    "privileges": ("test_service_privileges.py",),
+    "ENIs": (
+        "test_eni.py::TestEni::test_addresses_are_routed_not_assigned",
+        "test_eni.py::TestEni::test_a_shared_segment_finds_the_eni",
+    ),
+    "namespaces": ("test_namespaces.py::TestWatch",),
+    "both I/O engines": ("test_datagrams.py::test_segmented_datagrams_both_ways",),
+    "steering": (
+        "test_workers.py::test_both_work_and_every_packet_finds_its_flow",
+        "test_steering.py::test_every_slice_of_every_address",
+        "test_steering.py::test_the_map_needs_no_privilege",
+    ),
 }

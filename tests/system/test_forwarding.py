@@ -1,4 +1,4 @@
-"""The path of a packet, whole: an environment, the daemon's devices, its engine with whatever I/O the kernel has, the VPC.
+"""The whole path of a packet: environment, the daemon's devices, its engine with the I/O that the kernel has, VPC.
 
 `make test-kernels` runs it on each kernel, so it asks for nothing that one of them may lack.
 """
@@ -45,10 +45,9 @@ async def attached(client: Client, vpc: str, box: str) -> AsyncIterator[None]:
 
 async def test_tcp(daemon: TestDaemon, vpc: str, netns_factory: Namespaces) -> None:
     box = netns_factory("box")
-    async with daemon.client() as client, attached(client, vpc, box):
-        async with traffic.connection(box, vpc, SERVER) as pair:
-            await traffic.transfer(pair.client, pair.server, STREAM, 1)
-            await traffic.transfer(pair.server, pair.client, STREAM, 2)
+    async with daemon.client() as client, attached(client, vpc, box), traffic.connection(box, vpc, SERVER) as pair:
+        await traffic.transfer(pair.client, pair.server, STREAM, 1)
+        await traffic.transfer(pair.server, pair.client, STREAM, 2)
 
 
 async def test_udp(daemon: TestDaemon, vpc: str, netns_factory: Namespaces) -> None:
