@@ -27,9 +27,5 @@ ITEMS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "namespaces": ("test_namespaces.py::TestWatch",),
     "both I/O engines": ("test_datagrams.py::test_segmented_datagrams_both_ways",),
-    "steering": (
-        "test_workers.py::test_both_work_and_every_packet_finds_its_flow",
-        "test_steering.py::test_every_slice_of_every_address",
-        "test_steering.py::test_the_map_needs_no_privilege",
-    ),
+    "two workers": ("test_workers.py::test_both_work_and_every_packet_finds_its_flow",),
 }

@@ -15,7 +15,10 @@ from tests.kernels.selection import ITEMS, SYSTEM
 
 REPORT_VARIABLE: Final = "HYPERPLANE_KERNEL_REPORT"  # the descriptor that reporting.py writes to
 # Plugins that these tests do not use, and that take seconds to import in a guest.
-PLUGINS: Final = ("-p", "no:schemathesis", "-p", "no:benchmark", "-p", "tests.kernels.reporting")
+PLUGINS: Final = (
+    "-p", "no:schemathesis", "-p", "no:benchmark", "-p", "no:hypothesispytest", "-p", "no:anyio",
+    "-p", "tests.kernels.reporting",
+)  # fmt: skip
 TIMEOUT: Final = 150  # seconds for one test
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.kernels import measured, packages, report, selection
+from tests.kernels import guest, measured, packages, report, selection
 from tests.kernels.guest import Record, parse
 from tests.kernels.image import archive, in_order
 from tests.kernels.packages import NoKernels, Source, own_sources, parse_sources, parts, pick
@@ -135,6 +136,51 @@ def test_what_is_no_record_is_none() -> None:
     assert parse(msgspec.json.encode(record) + b"\r\n") == record
     for line in (b"", b"\r\n", b"[    1.0] a kernel's line\n", b'{"kind": 5}', b'"kind"', b"\xff\xfe"):
         assert parse(line) is None
+
+
+SAYS = """printf '%s\\n' '{"kind":"fact","name":"pid","value":"'$$'"}'; """
+
+
+async def follow(script: str, seconds: float) -> tuple[str, list[Record]]:
+    told: list[Record] = []
+    return await guest.follow(["sh", "-c", SAYS + script], told.append, seconds, Path("its.log")), told
+
+
+async def test_a_guest_is_followed_to_its_end() -> None:
+    problem, told = await follow("""echo noise; echo '{"kind":"end","value":"0"}'""", 30)
+    assert (problem, [one.kind for one in told]) == ("", ["fact", "end"])
+    problem, _ = await follow("echo no such machine >&2; exit 1", 30)
+    assert problem == "no such machine; see its.log"
+    problem, _ = await follow("", 30)
+    assert problem == "it ended before its tests did; see its.log"
+
+
+async def test_a_guest_that_does_not_end_is_ended() -> None:
+    problem, told = await follow("exec sleep 600", 3)
+    assert problem == "not finished within 3 s; see its.log"
+    assert not runs(told[0].value)
+
+
+async def test_an_interrupted_run_leaves_no_guest() -> None:
+    told: list[Record] = []
+    begun = asyncio.Event()
+
+    def tell(record: Record) -> None:
+        told.append(record)
+        begun.set()
+
+    words = ["sh", "-c", f"{SAYS} exec sleep 600"]
+    following = asyncio.create_task(guest.follow(words, tell, 600, Path("its.log")))
+    await asyncio.wait_for(begun.wait(), 30)
+    assert runs(told[0].value)
+    following.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await following
+    assert not runs(told[0].value)
+
+
+def runs(pid: str) -> bool:
+    return Path("/proc", pid).exists()
 
 
 def full(name: str = "6.1 bookworm", **facts: str) -> Report:
