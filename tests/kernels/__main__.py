@@ -111,7 +111,7 @@ async def _here(room: asyncio.Semaphore) -> Report:
 def _tell(made: Report, record: Record) -> None:
     made.take(record)
     if record.kind == "test" and not record.ok:
-        print(f"kernels: {made.name}: FAILED {record.name}", flush=True)
+        print(report.failed(made.name, record), flush=True)
 
 
 if __name__ == "__main__":

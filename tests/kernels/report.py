@@ -10,7 +10,7 @@ from typing import Final
 from tests.kernels.guest import Record
 from tests.kernels.selection import ITEMS, SYSTEM
 
-LINES: Final = 12  # of what a failed test said
+LINES: Final = 20  # of what a failed test said
 
 
 @dataclass
@@ -69,21 +69,24 @@ def text(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def failures(reports: Iterable[Report]) -> str:
-    """What went wrong, with the last lines of what was said."""
+def failed(kernel: str, record: Record) -> str:
+    """A test that failed, with the last lines of what it said."""
+    said = "\n    ".join(record.said.splitlines()[-LINES:])
+    return f"kernels: {kernel}: FAILED {record.name}\n    {said}"
+
+
+def failures(reports: Iterable[Report]) -> list[str]:
+    """A line for each thing that went wrong."""
     found = []
     for one in reports:
         if one.problem:
             found.append(f"{one.name}: {one.problem}")
         elif one.status != "0" and all(test.ok for test in one.tests):
             found.append(f"{one.name}: pytest ended with {one.status or 'nothing'}")
-        elif not one.problem:
+        else:
             found += [f"{one.name}: {item}: no test ran" for item in ITEMS if not one.of(item)]
-        for test in one.tests:
-            if not test.ok:
-                said = "\n    ".join(test.said.splitlines()[-LINES:])
-                found.append(f"{one.name}: {test.name}\n    {said}")
-    return "\n".join(found)
+        found += [f"{one.name}: failed: {test.name}" for test in one.tests if not test.ok]
+    return found
 
 
 def series(release: str) -> str:

@@ -8,7 +8,7 @@ from typing import Final
 SYSTEM: Final = "tests/system/"
 # "[io_uring" in a test's name: it is left out where the kernel has none, which is a fact of its own.
 ITEMS: Final[Mapping[str, tuple[str, ...]]] = {
-    "demo": ("test_demo.py::test_it_tells_people_and_works_a_second_time",),
+    "demo": ("test_demo.py::test_it_shows_the_main_job_with_three_servers",),
     "TCP": ("test_forwarding.py::test_tcp",),
     "UDP": ("test_forwarding.py::test_udp",),
     "ICMP": ("test_forwarding.py::test_icmp",),

@@ -19,7 +19,7 @@ PLUGINS: Final = (
     "-p", "no:schemathesis", "-p", "no:benchmark", "-p", "no:hypothesispytest", "-p", "no:anyio",
     "-p", "tests.kernels.reporting",
 )  # fmt: skip
-TIMEOUT: Final = 150  # seconds for one test
+TIMEOUT: Final = 240  # seconds for one test
 
 
 def run(report: int, *, timeout: int = TIMEOUT) -> None:
@@ -30,7 +30,7 @@ def run(report: int, *, timeout: int = TIMEOUT) -> None:
     tests = [f"{SYSTEM}{one}" for tests in ITEMS.values() for one in tests]
     left_out = ["-k", "not [io_uring"] if found["packet I/O"] != "io_uring" else []
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *PLUGINS, "--color=no", f"--timeout={timeout}", *left_out, *tests],
+        [sys.executable, "-m", "pytest", *PLUGINS, "--color=no", "-overbosity_assertions=2", f"--timeout={timeout}", *left_out, *tests],
         cwd=ROOT, env={**os.environ, REPORT_VARIABLE: str(report)}, pass_fds=[report], check=False,
     )  # fmt: skip
     say(report, Record("end", value=str(done.returncode)))

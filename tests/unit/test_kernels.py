@@ -197,12 +197,12 @@ def full(name: str = "6.1 bookworm", **facts: str) -> Report:
 
 def test_a_run_is_good_when_everything_ran_and_passed() -> None:
     assert full().good
-    assert report.failures([full()]) == ""
+    assert report.failures([full()]) == []
     for spoil in ("problem", "status"):
         made = full()
         setattr(made, spoil, "1")
         assert not made.good
-        assert "6.1 bookworm: " in report.failures([made])
+        assert report.failures([made])[0].startswith("6.1 bookworm: ")
     made = full()
     made.tests = [one for one in made.tests if "test_tcp" not in one.name]
     assert (made.cell("TCP"), made.good) == ("NOT RUN", False)
@@ -210,7 +210,8 @@ def test_a_run_is_good_when_everything_ran_and_passed() -> None:
     made = full()
     made.take(Record("test", f"{selection.SYSTEM}test_forwarding.py::test_tcp", "", False, 1.0, "one\ntwo"))
     assert (made.cell("TCP"), made.cell("UDP"), made.good) == ("FAILED 1 of 2", "ok 2 s", False)
-    assert report.failures([made]).splitlines()[-2:] == ["    one", "    two"]
+    assert report.failures([made]) == ["6.1 bookworm: failed: tests/system/test_forwarding.py::test_tcp"]
+    assert report.failed("x", made.tests[-1]).splitlines()[1:] == ["    one", "    two"]
 
 
 def test_the_table_has_a_column_for_each_kernel() -> None:
