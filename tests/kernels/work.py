@@ -29,8 +29,9 @@ def run(report: int, *, timeout: int = TIMEOUT) -> None:
         say(report, Record("fact", name, value))
     tests = [f"{SYSTEM}{one}" for tests in ITEMS.values() for one in tests]
     left_out = ["-k", "not [io_uring"] if found["packet I/O"] != "io_uring" else []
+    options = ["--color=no", "-overbosity_assertions=2", f"--timeout={timeout}"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *PLUGINS, "--color=no", "-overbosity_assertions=2", f"--timeout={timeout}", *left_out, *tests],
+        [sys.executable, "-m", "pytest", *PLUGINS, *options, *left_out, *tests],
         cwd=ROOT, env={**os.environ, REPORT_VARIABLE: str(report)}, pass_fds=[report], check=False,
     )  # fmt: skip
     say(report, Record("end", value=str(done.returncode)))
