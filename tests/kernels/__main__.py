@@ -91,6 +91,7 @@ async def _guest(kernel: Kernel, busybox: Path, room: asyncio.Semaphore) -> Repo
         directory = DIRECTORY / "guests" / kernel.origin
         made.problem = await guest.run(kernel, busybox, directory, lambda one: _tell(made, one), SECONDS)
         made.seconds = time.monotonic() - begun
+        print(f"kernels: {made.name}: {len(made.tests)} tests, {made.seconds:.0f} s", flush=True)
     return made
 
 

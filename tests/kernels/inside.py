@@ -19,7 +19,7 @@ SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 def prepare() -> None:
     """As on a machine that has just started: nothing in /run, modules that the kernel can ask for, lo up."""
     os.environ.clear()
-    os.environ.update(PATH=SYSTEM_PATH, HOME="/root", LANG="C.UTF-8", TMPDIR="/run/tmp", HYPERPLANE_PATIENCE="6")
+    os.environ.update(PATH=SYSTEM_PATH, HOME="/root", LANG="C.UTF-8", TMPDIR="/run/tmp", HYPERPLANE_PATIENCE="10")
     with open("/proc/cmdline", encoding="ascii") as file:
         words = dict(word.partition("=")[::2] for word in file.read().split())
     for place in ("/run", "/dev/shm", "/dev/pts", "/lib/modules"):

@@ -19,7 +19,7 @@ PLUGINS: Final = (
     "-p", "no:schemathesis", "-p", "no:benchmark", "-p", "no:hypothesispytest", "-p", "no:anyio",
     "-p", "tests.kernels.reporting",
 )  # fmt: skip
-TIMEOUT: Final = 240  # seconds for one test
+TIMEOUT: Final = 300  # seconds for one test
 
 
 def run(report: int, *, timeout: int = TIMEOUT) -> None:
