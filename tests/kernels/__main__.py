@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Final
 
 from tests.kernels import guest, measured, packages, report
-from tests.kernels.guest import PROCESSORS, ROOT, Record
+from tests.kernels.guest import ROOT, Record
 from tests.kernels.packages import ORIGINS, Kernel, Kernels, NoKernels
 from tests.kernels.report import Report
 
 DIRECTORY: Final = ROOT / "build" / "kernels"
 SECONDS: Final = 1200.0  # for one guest, on a machine that has much else to do
-AT_ONCE: Final = max(1, (os.cpu_count() or 1) // PROCESSORS)
+AT_ONCE: Final = os.cpu_count() or 1  # one does not keep two processors busy
 HERE: Final = "here"
 # As a guest has it: nothing but lo, and no namespace's name.
 APART: Final = (

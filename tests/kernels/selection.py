@@ -14,10 +14,7 @@ ITEMS: Final[Mapping[str, tuple[str, ...]]] = {
     "UDP": ("test_forwarding.py::test_udp",),
     "ICMP": ("test_forwarding.py::test_icmp",),
     "engine killed": ("test_forwarding.py::test_an_engine_that_is_killed",),
-    "daemon restarts": (
-        "test_daemon_restart.py::test_a_restart_touches_nothing",
-        "test_daemon_restart.py::test_devices_that_somebody_deleted",
-    ),
+    "daemon killed": ("test_daemon_restart.py::test_a_restart_touches_nothing[kill]",),
     "devices": (
         "test_devices.py::TestTun::test_device_in_its_namespace",
         "test_devices.py::TestTun::test_adopted_descriptors",
@@ -27,6 +24,11 @@ ITEMS: Final[Mapping[str, tuple[str, ...]]] = {
         "test_eni.py::TestEni::test_a_shared_segment_finds_the_eni",
     ),
     "namespaces": ("test_namespaces.py::TestWatch",),
-    "both I/O engines": ("test_datagrams.py::test_segmented_datagrams_both_ways",),
-    "two workers": ("test_workers.py::test_both_work_and_every_packet_finds_its_flow",),
+    "io_uring and epoll": (
+        "test_datagrams.py::test_segmented_datagrams_both_ways[io_uring-equal]",
+        "test_datagrams.py::test_segmented_datagrams_both_ways[epoll-equal]",
+        "test_workers.py::test_errors_find_the_flow_that_they_are_about[io_uring-steered]",
+        "test_workers.py::test_errors_find_the_flow_that_they_are_about[epoll-steered]",
+    ),
+    "two workers": ("test_workers.py::test_a_daemon_that_comes_and_goes_and_an_engine_that_is_killed",),
 }
