@@ -22,7 +22,7 @@ from tests.kernels.report import Report
 
 DIRECTORY: Final = ROOT / "build" / "kernels"
 SECONDS: Final = 1200.0  # for one guest, on a machine that has much else to do
-AT_ONCE: Final = os.cpu_count() or 1  # one does not keep two processors busy
+AT_ONCE: Final = os.cpu_count() or 1  # of guests, which have one processor each
 HERE: Final = "here"
 # As a guest has it: nothing but lo, and no namespace's name.
 APART: Final = (
