@@ -16,12 +16,13 @@ PYTEST := $(BIN)/python -m pytest
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench bench-quick performance lint format lock build clean distclean
-.PHONY: need-demo need-test need-bench need-lint need-run test-plain test-sanitized test-fuzz test-tsan test-system test-packaging
+.PHONY: need-demo need-test need-bench need-lint need-run need-kernels test-plain test-sanitized test-fuzz test-tsan test-system test-packaging test-kernels
 .PHONY: lint-python lint-imports lint-c lint-shell sanitized
 
 help:
 	@echo "make demo         see it work, in under a minute (root)"
 	@echo "make test         all tests: unit, packet, sanitizers, fuzzing, system, packaging (root)"
+	@echo "make test-kernels the main paths on this kernel and, emulated, on those that Debian packages (root)"
 	@echo "make bench-quick  the main figures in two minutes (root);  make bench: all of them, in twenty"
 	@echo "make performance  the newest figures of make bench into docs/performance.md"
 	@echo "make lint         formatters, linters, types, imports, C warnings"
@@ -48,7 +49,7 @@ performance: need-run $(VENV)/all.stamp
 lint: need-lint lint-python lint-imports lint-c lint-shell
 	@echo "make lint: clean"
 
-need-run need-demo need-test need-bench need-lint:
+need-run need-demo need-test need-bench need-lint need-kernels:
 	@tools/bootstrap.sh $(@:need-%=%)
 
 # --- Python environment and extension -------------------------------------------------------------------------------
@@ -149,6 +150,11 @@ test-packaging: need-test $(VENV)/all.stamp
 	@echo "test: packaging"
 	@$(PYTEST) tests/packaging
 
+# On this machine's kernel and, in QEMU, on those that Debian packages; KERNELS: names of those that are wanted only.
+test-kernels: need-kernels $(EXTENSION) $(VENV)/all.stamp
+	@echo "test: kernels"
+	@$(BIN)/python -m tests.kernels $(KERNELS)
+
 # --- lint -----------------------------------------------------------------------------------------------------------
 
 WARNINGS := -std=gnu11 -Icsrc -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
@@ -185,7 +191,7 @@ lint-c: need-lint
 
 lint-shell: need-lint
 	@echo "lint: shellcheck"
-	@shellcheck tools/*.sh .ci/run
+	@shellcheck tools/*.sh tests/kernels/*.sh .ci/run
 
 format: need-lint $(VENV)/all.stamp
 	@$(BIN)/ruff check --quiet --fix $(PYTHON_SOURCES)

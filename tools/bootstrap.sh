@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes sure that the system has what a make target needs: tools/bootstrap.sh run|demo|test|lint|bench ...
+# Makes sure that the system has what a make target needs: tools/bootstrap.sh run|demo|test|kernels|lint|bench ...
 #
 # Every need is checked by what is used of it (a command, a header, a library), not by package name, so that what was
 # installed by other means counts. What is missing is installed by apt when this runs as root; else one line says
@@ -75,6 +75,11 @@ needs() { # set
       need systemd-container has systemd-nspawn
       need traceroute has traceroute
       ;;
+    kernels)
+      needs test
+      need kmod has depmod
+      need qemu-system-x86 has qemu-system-x86_64
+      ;;
     lint)
       needs run
       need clang has clang
@@ -90,16 +95,18 @@ needs() { # set
       need procps has ps
       need slirp4netns has slirp4netns
       ;;
-    *) fail "unknown set \"$1\": one of run, demo, test, lint, bench" ;;
+    *) fail "unknown set \"$1\": one of run, demo, test, kernels, lint, bench" ;;
   esac
 }
 
 # Namespaces and TUN devices are root's; finding that out after minutes of installing would be late.
 needs_root() { # set
+  target=$1
+  [ "$1" != kernels ] || target=test-kernels
   case $1 in
-    demo | test | bench)
-      [ "$(id -u)" -eq 0 ] || fail "make $1 makes network namespaces and TUN devices, so it must run as root: sudo make $1"
-      [ -c /dev/net/tun ] || fail "make $1 needs /dev/net/tun: modprobe tun (in a container: --device /dev/net/tun --cap-add NET_ADMIN --cap-add SYS_ADMIN)"
+    demo | test | kernels | bench)
+      [ "$(id -u)" -eq 0 ] || fail "make $target makes network namespaces and TUN devices, so it must run as root: sudo make $target"
+      [ -c /dev/net/tun ] || fail "make $target needs /dev/net/tun: modprobe tun (in a container: --device /dev/net/tun --cap-add NET_ADMIN --cap-add SYS_ADMIN)"
       ;;
   esac
 }
@@ -168,7 +175,7 @@ install() {
   fi
 }
 
-[ $# -gt 0 ] || fail "usage: tools/bootstrap.sh run|demo|test|lint|bench ..."
+[ $# -gt 0 ] || fail "usage: tools/bootstrap.sh run|demo|test|kernels|lint|bench ..."
 check_python
 for set in "$@"; do
   needs_root "$set"

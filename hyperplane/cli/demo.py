@@ -46,6 +46,7 @@ FUNCTION: Final = "demo"
 ALLOWED: Final = tuple(f"tcp/{port} {SUBNET}" for port in (HTTP_PORT, REDIS_PORT, POSTGRES_PORT))
 FORBIDDEN_PORT: Final = 25
 PATIENCE: Final = 0.3  # seconds to wait for an answer that does not come
+ANSWERED: Final = 5.0  # seconds to wait for one that does
 
 
 def run(environments: int, printer: Printer, *, as_json: bool) -> int:
@@ -183,7 +184,8 @@ class Demo:
     async def _connect(self, label: str, name: str, address: str, port: int, expected: str) -> Attempt:
         """Raises HyperplaneError when it does not go as it should."""
         seen = max([drop.number async for drop in self._client.drops()], default=0)
-        command = [*TALKER, "connect", address, str(port), str(PATIENCE)]
+        patience = PATIENCE if expected == "no answer" else ANSWERED
+        command = [*TALKER, "connect", address, str(port), str(patience)]
         answer = json.loads(await whole(lambda: self._lab.command(command, label=label)))
         drops = [drop async for drop in self._client.drops(after=seen) if _is_about(drop, address, port)]
         if answer["outcome"] != expected or not drops:

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 LOG: Final = "engine.log"
 LOG_BYTES: Final = 1 << 20  # of engine.log when an engine starts: more is moved to engine.log.1
-LISTENS_WITHIN: Final = 10.0  # seconds after its start
+LISTENS_WITHIN: Final = 30.0  # seconds after its start, on a machine that is busy or emulated; usually a tenth of one
 LOOK_AGAIN: Final = 0.002  # seconds
 PATIENCE: Final = 5.0  # seconds that a call waits for a successor
 DELAYS: Final = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)  # seconds before each try to start one; the last for ever

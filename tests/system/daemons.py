@@ -35,7 +35,7 @@ from hyperplane.resources import (
     VpcSpec,
 )
 
-from .support import DEADLINE, namespaces, wait_until
+from .support import DEADLINE, PATIENCE, namespaces, wait_until
 
 T = TypeVar("T")
 
@@ -44,7 +44,8 @@ SERVER: Final = "198.19.0.80"
 SUBNET: Final = IPv4Network("198.19.0.0/24")
 RESERVED: Final = (IPv4Network("198.19.0.64/27"),)
 SMALL: Final[dict[str, Any]] = {"max_flows": 8192, "max_links": 2048, "huge_pages": False}
-PATIENCE: Final = 30.0  # seconds after which an engine ends that a killed test run has left
+LEFT: Final = 30.0 * PATIENCE  # seconds after which an engine ends that a killed test run has left
+MOST: Final = 2 * DEADLINE  # seconds for a daemon or an engine to start or to end
 
 
 class TestDaemon:
@@ -60,7 +61,7 @@ class TestDaemon:
             "state_dir": str(self.directory / "state"),
             "log_format": "json",
             "engine": SMALL,
-            "engine_patience": PATIENCE,
+            "engine_patience": LEFT,
             **options,
         }
         instance = self._options.get("instance", "default")
@@ -101,7 +102,7 @@ class TestDaemon:
             assert process.poll() is None, f"the daemon ended with {process.returncode}:\n{self.log[-2000:]}"
             return self.log.count('"event": "ready"') > before
 
-        wait_until(ready, 20.0, "the daemon is ready")
+        wait_until(ready, MOST, "the daemon is ready")
         return time.perf_counter() - begun
 
     def refused(self, status: int = 1, **options: Any) -> str:
@@ -109,7 +110,7 @@ class TestDaemon:
         size = len(self.log)
         process = self.spawn(**options)
         self.process = None
-        assert process.wait(20) == status, self.log[size:]
+        assert process.wait(MOST) == status, self.log[size:]
         lines = [line for line in self.log[size:].splitlines() if line.startswith("hyperplane-nat: ")]
         assert len(lines) == 1, self.log[size:]
         return lines[0]
@@ -125,7 +126,7 @@ class TestDaemon:
     def killed_itself(self) -> None:
         """Waits until it has."""
         assert self.process
-        assert self.process.wait(20) == -signal.SIGKILL, self.log[-2000:]
+        assert self.process.wait(MOST) == -signal.SIGKILL, self.log[-2000:]
         self.process = None
 
     def end_engine(self) -> None:
@@ -133,7 +134,7 @@ class TestDaemon:
             descriptor = os.pidfd_open(pid)
             try:
                 os.kill(pid, signal.SIGKILL)
-                wait_until(lambda: _ended(descriptor), 20.0, "the engine has ended")
+                wait_until(lambda: _ended(descriptor), MOST, "the engine has ended")
             finally:
                 os.close(descriptor)
 
@@ -175,7 +176,7 @@ class TestDaemon:
         if self.process:
             if self.process.poll() is None:
                 self.process.send_signal(number)
-            self._status = self.process.wait(20)
+            self._status = self.process.wait(MOST)
             self.process = None
 
 

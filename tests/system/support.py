@@ -25,7 +25,9 @@ T = TypeVar("T")
 
 PREFIX = f"hpt{os.getpid()}-"
 OURS = re.compile(r"hpt(\d+)-")
-DEADLINE = 10.0
+# How many times longer anything may take: an emulated machine is slow.
+PATIENCE = float(os.environ.get("HYPERPLANE_PATIENCE", "1"))
+DEADLINE = 10.0 * PATIENCE
 # The fixtures `vpc` and `eni`: the server's address there, the ENI's.
 SERVER = "198.19.0.80"
 ENI = "198.19.0.5"

@@ -1,121 +1,96 @@
-"""VPCs in which somebody has to forward: what is said of their settings is what the kernel does."""
+"""The whole path of a packet: environment, the daemon's devices, its engine with the I/O that the kernel has, VPC.
+
+`make test-kernels` runs it on each kernel, so it asks for nothing that one of them may lack.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from itertools import product
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Final
 
 import pytest
 
-from hyperplane.attachment import Attachments
-from hyperplane.linux.forwarding import look, troubles
+from hyperplane.client import Client
 
-from .daemons import ROOT, TestDaemon, declare, start
-from .support import ALL, Namespaces, Within, blocking, ip, run_in
+from . import traffic
+from .daemons import SERVER, TestDaemon, active, declare, start, until
+from .support import Namespaces
+from .world import run
 
-ENI, UPLINK, BEYOND = "198.19.0.5", "198.19.7.1", "198.19.8.10"
-
-
-@pytest.fixture
-def routed_vpc(netns_factory: Namespaces) -> tuple[str, str]:
-    """A VPC whose servers are behind a router, and its uplink's name. The ENI's address lies in none of its subnets."""
-    vpc, router = netns_factory("vpc"), netns_factory("router")
-    uplink, other = netns_factory.connect(vpc, f"{UPLINK}/30", router, "198.19.7.2/30")
-    ip("-n", router, "addr", "add", f"{BEYOND}/32", "dev", "lo")
-    ip("-n", router, "route", "add", "198.19.0.0/24", "via", UPLINK, "dev", other)
-    ip("-n", vpc, "route", "add", "default", "via", "198.19.7.2")
-    return vpc, uplink
+STREAM: Final = 1 << 20
+DATAGRAMS: Final = 200
 
 
-def write(namespace: str, **settings: int) -> None:
-    for name, value in settings.items():
-        run_in(namespace, ["sysctl", "-q", f"net.ipv4.{name.replace('__', '.')}={value}"])
-
-
-def reaches(box: str, address: str, seconds: int = 5) -> bool:
-    """Whether an answer comes within that time."""
-    ping = ["ping", "-c", "1", "-i", "0.2", "-w", str(seconds), address]
-    return run_in(box, ping, check=False).returncode == 0
-
-
-async def test_the_rule_is_the_kernels(
-    attachments: Attachments, routed_vpc: tuple[str, str], netns_factory: Namespaces, within: Within
-) -> None:
-    """Every combination, and also the namespace's own setting, which does not count."""
-    vpc, uplink = routed_vpc
-    box = netns_factory("box")
-    eni = await attachments.open_eni(vpc=vpc, addresses=ENI, security_groups=ALL)
-    await attachments.attach(eni, namespace=box)
-    for everybody, own, other in product((0, 1), repeat=3):
-        write(vpc, ip_forward=1 - everybody)  # so that the next one changes something
-        write(vpc, ip_forward=everybody, conf__eni0__forwarding=own, **{f"conf__{uplink}__forwarding": other})
-        devices, routed = within(vpc, lambda _: look())
-        found = {one.device for one in troubles("eni0", devices, routed, ["eni0"])}
-        assert found == {name for name, value in (("eni0", own), (uplink, other)) if not value}
-        assert reaches(box, BEYOND, 1 if found else 5) is (not found), (everybody, own, other)
-        assert reaches(box, UPLINK)  # an address of the namespace's own needs none
-
-
-def doctor(daemon: TestDaemon, vpc: str) -> tuple[int, dict[str, dict[str, str]]]:
-    """Its exit code, and what it says of the namespace, by the check's name."""
-    command = [sys.executable, "-m", "hyperplane.cli", "doctor", "--vpc", vpc, "--json"]
-    run_dir = {"HYPERPLANE_RUN_DIR": str(daemon.directory / "run")}
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | run_dir, capture_output=True, text=True, timeout=60)
-    return done.returncode, {one["check"].removesuffix(f" in {vpc}"): one for one in json.loads(done.stdout)}
-
-
-async def test_doctor_names_eni_and_setting(
-    daemon: TestDaemon, routed_vpc: tuple[str, str], netns_factory: Namespaces
-) -> None:
-    vpc, uplink = routed_vpc
-    box = netns_factory("box")
-    async with daemon.client() as client:
-        (function,) = [await declare(client, vpc)]
-        await start(client, box)
-        eni = await client.get_eni(function.enis[0])
-    assert not reaches(box, BEYOND, 1)
-    code, said = doctor(daemon, vpc)
-    assert (code, said["ENIs"]["state"]) == (1, "fail")
-    settings = [f"net.ipv4.conf.{device}.forwarding is 0" for device in (eni.device, uplink)]
-    assert said["ENIs"]["found"].startswith(f"{eni.device} ({eni.id}): {' and '.join(settings)}: ")
-    for again in (False, True):
-        if again:  # ip_forward is 1 by then, and writing that once more would change nothing
-            write(vpc, **{f"conf__{uplink}__forwarding": 0})
-            assert not reaches(box, BEYOND, 1)
-            code, said = doctor(daemon, vpc)
-            assert code == 1
-        await blocking(run_in, vpc, said["ENIs"]["remedy"].removeprefix(f"ip netns exec {vpc} ").split())
-        assert reaches(box, BEYOND)
-        code, said = doctor(daemon, vpc)
-        assert (code, said["ENIs"]["state"]) == (0, "ok")
-
-
-async def test_without_a_daemon_the_device_alone_is_named(
-    attachments: Attachments, routed_vpc: tuple[str, str], daemon: TestDaemon
-) -> None:
-    vpc, _ = routed_vpc
-    await attachments.open_eni(vpc=vpc, addresses=ENI, security_groups=ALL)
-    daemon.end()
-    _, said = doctor(daemon, vpc)
-    assert said["ENIs"]["found"].startswith("eni0: net.ipv4.conf.eni0.forwarding is 0 and ")
-    write(vpc, ip_forward=1)
-    assert doctor(daemon, vpc)[1]["ENIs"]["state"] == "ok"
-
-
-async def test_a_vpc_with_only_servers_of_its_own_needs_nothing(
-    attachments: Attachments, vpc: str, daemon: TestDaemon
-) -> None:
-    """Its bridge has no ports; its ENI's address lies elsewhere."""
-    await attachments.open_eni(vpc=vpc, addresses="203.0.113.5", security_groups=ALL)
-    assert doctor(daemon, vpc)[1]["ENIs"]["state"] == "ok"
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def daemon() -> Iterator[TestDaemon]:
     with TestDaemon() as made:
         made.start()
         yield made
+
+
+@asynccontextmanager
+async def attached(client: Client, vpc: str, box: str) -> AsyncIterator[None]:
+    """box reaches vpc; afterwards nothing is declared."""
+    await declare(client, vpc)
+    environment = await start(client, box)
+    yield
+    await client.end_environment(environment.id)
+    await client.delete_function("f")
+    for delete, name in ((client.delete_security_group, "g"), (client.delete_subnet, "s"), (client.delete_vpc, "v")):
+        await delete(name)
+
+
+async def test_tcp(daemon: TestDaemon, vpc: str, netns_factory: Namespaces) -> None:
+    box = netns_factory("box")
+    async with daemon.client() as client, attached(client, vpc, box), traffic.connection(box, vpc, SERVER) as pair:
+        await traffic.transfer(pair.client, pair.server, STREAM, 1)
+        await traffic.transfer(pair.server, pair.client, STREAM, 2)
+
+
+async def test_udp(daemon: TestDaemon, vpc: str, netns_factory: Namespaces) -> None:
+    """Each datagram by itself, and trains of them that the sender's kernel leaves together (UDP_SEGMENT)."""
+    box = netns_factory("box")
+    sent = [traffic.payload(number, 300) for number in range(DATAGRAMS)]
+    async with daemon.client() as client, attached(client, vpc, box):
+        function = await active(client, "f")
+        (eni,) = [eni async for eni in client.enis() if eni.id in function.enis]
+        with traffic.udp_socket(vpc, SERVER) as server, traffic.udp_socket(box, to=server.getsockname()) as inside:
+            await traffic.datagrams(inside, server, sent)
+            (flow,) = [flow async for flow in client.flows()]
+            server.connect((str(eni.addresses[0]), flow.outside_port))
+            await traffic.datagrams(server, inside, sent)
+            for one, other in ((inside, server), (server, inside)):
+                one.setsockopt(traffic.SOL_UDP, traffic.UDP_SEGMENT, 300)
+                for train in range(0, DATAGRAMS, 40):
+                    one.send(b"".join(sent[train : train + 40]))
+                await traffic.expect_datagrams(other, sent)
+
+
+async def test_icmp(daemon: TestDaemon, vpc: str, netns_factory: Namespaces) -> None:
+    """Echo; and the error that a closed port is answered with."""
+    box = netns_factory("box")
+    async with daemon.client() as client, attached(client, vpc, box):
+        for _ in range(3):  # one at a time: ping waits for the last of several for two round trips only
+            assert "1 received" in await run(box, "ping", "-n", "-c", "1", "-W", "30", SERVER)
+        with traffic.udp_socket(box, to=(SERVER, 9)) as inside:
+            inside.send(b"anybody?")
+            assert await traffic.receive_error(inside) == "ECONNREFUSED"
+
+
+async def test_an_engine_that_is_killed(daemon: TestDaemon, vpc: str, netns_factory: Namespaces) -> None:
+    """A connection goes on with the successor, and a new one is made."""
+    box = netns_factory("box")
+    async with daemon.client() as client, attached(client, vpc, box):
+        async with traffic.connection(box, vpc, SERVER) as pair:
+            await traffic.transfer(pair.client, pair.server, STREAM, 1)
+            killed = daemon.engine_pid()
+            os.kill(killed, signal.SIGKILL)
+            await traffic.transfer(pair.server, pair.client, STREAM, 2)
+            await traffic.transfer(pair.client, pair.server, STREAM, 3)
+        await until(client.status, lambda now: now.engine is not None and now.engine.restarts == 1)
+        assert daemon.engine_pid() not in (0, killed)
+        async with traffic.connection(box, vpc, SERVER) as pair:
+            await traffic.transfer(pair.client, pair.server, STREAM, 4)

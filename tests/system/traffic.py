@@ -13,6 +13,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from .sockets import socket_in
+from .support import PATIENCE
 
 MIB = 1 << 20
 CHUNK = 256 << 10
@@ -20,7 +21,7 @@ CHUNK = 256 << 10
 IP_MTU_DISCOVER, IP_PMTUDISC_DO, IP_PMTUDISC_INTERFACE, IP_MTU = 10, 2, 4, 14
 SOL_UDP, UDP_SEGMENT = 17, 103
 SO_NO_CHECK = 11
-SECONDS = 30.0
+SECONDS = 30.0 * PATIENCE
 
 Address = tuple[str, int]
 
