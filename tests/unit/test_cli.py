@@ -113,6 +113,7 @@ def test_an_environment_is_named_after_its_namespace(plans: list[nat.Plan]) -> N
         ([*NAT, "--allow", "tcp/https"], "PROTOCOL"),
         ([*NAT, "--allow", "sctp"], "sctp is not translated"),
         ([*NAT, "--allow", "icmp/13"], "can never let anything out"),
+        ([*NAT, "--allow", "tcp:80"], "PROTOCOL"),
         ([*NAT, "--timers", "tcp=1"], "names are tcp_established"),
         ([*NAT, "--timers", "udp=soon"], "give a number of seconds"),
         ([*NAT, "--timers", "udp=0"], "0.001 to"),
