@@ -69,6 +69,7 @@ $(VENV)/all.stamp: requirements.lock | $(VENV)/run.stamp
 	@touch $@
 
 build: need-run $(EXTENSION)
+	@$(BIN)/python -m compileall -q hyperplane
 
 # The first time pip builds it and makes the command; afterwards only what changed is compiled.
 $(EXTENSION): $(C_SOURCES) $(C_HEADERS) csrc/build.py setup.py $(VENV)/run.stamp
@@ -135,9 +136,14 @@ build/tsan/%: tests/tsan/%.c $(wildcard tests/unit/c/*.h) $(C_SOURCES) $(C_HEADE
 	@gcc -std=gnu11 -O1 -g -fno-omit-frame-pointer -fsanitize=thread -Wno-tsan -Icsrc $< \
 		$(filter-out csrc/link_tun.c,$(C_SOURCES)) -luring -o $@
 
-test-system: need-test $(EXTENSION) $(VENV)/all.stamp
+test-system: need-test $(EXTENSION) $(VENV)/all.stamp build/guest/initramfs.img
 	@echo "test: system"
 	@$(PYTEST) tests/system
+
+# What virtual machines of the tests start from.
+build/guest/initramfs.img: tools/guest.sh
+	@echo "test: downloading a kernel for virtual machines"
+	@tools/guest.sh build/guest
 
 test-packaging: need-test $(VENV)/all.stamp
 	@echo "test: packaging"

@@ -247,7 +247,7 @@ uint32_t hp_admit(hp_worker *worker, hp_packet *packet, const hp_item *item) {
   const hp_headers *h = &item->headers;
   uint32_t number = HP_NONE;
   hp_reason reason = admission(worker, packet, item);
-  if (reason == HP_SPOOFED_SOURCE || reason == HP_INVALID_DESTINATION) {
+  if (reason == HP_SPOOFED_SOURCE) { /* a forger learns nothing */
     hp_drop_packet(worker, packet, h, reason);
     return HP_NONE;
   }

@@ -58,6 +58,14 @@ uint32_t hp_flow_refreshed(const hp_flow *flow, uint64_t now) {
   return (uint32_t)now - outside < (uint32_t)now - inside ? outside : inside;
 }
 
+uint32_t hp_flow_latest(const hp_link *links, const hp_flow *flow, uint64_t now) {
+  uint32_t latest = hp_flow_refreshed(flow, now) + hp_flow_timeout(links, flow);
+  if (hp_flow_state(flow) != HP_STATE_OPENING)
+    return latest;
+  uint32_t established = (uint32_t)now + timer(&links[flow->half[HP_INSIDE].out_link].timers.tcp_established);
+  return (int32_t)(established - latest) < 0 ? established : latest;
+}
+
 void hp_flow_end(hp_worker *worker, uint32_t number) {
   const hp_flow *flow = &worker->flows.flows[number];
   hp_key outside = flow->half[HP_OUTSIDE].key;
@@ -98,9 +106,11 @@ static bool is_over(hp_worker *worker, uint32_t number) {
     return true;
   keep_in_reach(&flow->half[HP_INSIDE], worker->now);
   keep_in_reach(&flow->half[HP_OUTSIDE], worker->now);
-  uint32_t deadline = hp_flow_refreshed(flow, worker->now) + hp_flow_timeout(links, flow);
-  hp_flow_due(&worker->flows, number, deadline);
-  return (int32_t)((uint32_t)worker->now - deadline) >= 0;
+  uint32_t idle = (uint32_t)worker->now - hp_flow_refreshed(flow, worker->now);
+  if ((int32_t)(idle - hp_flow_timeout(links, flow)) >= 0)
+    return true;
+  hp_flow_due(&worker->flows, number, hp_flow_latest(links, flow, worker->now));
+  return false;
 }
 
 /* ---- the sweep ---- */

@@ -63,6 +63,7 @@ typedef enum hp_reason {
   HP_SOURCE_ROUTE,         /* IPv4 source route option, a way round the rules (RFC 7126 4.3 and 4.4) */
   HP_HANDOVER_FULL,        /* it arrived at another worker than its flow's, and that one's ring had no room */
   HP_READ_FAILED,          /* reading from the link failed: what it had for us, if anything, is lost */
+  HP_LINK_LOCAL,           /* for its own link only (RFC 4291 2.7, RFC 5771 4, RFC 2131): ignored, not a drop */
   HP_REASON_COUNT
 } hp_reason;
 
@@ -73,8 +74,8 @@ enum { HP_UDP_ENDPOINT_INDEPENDENT = 0, HP_UDP_ENDPOINT_DEPENDENT = 1 };
 
 /* Connection states as flows() shows them. */
 enum {
-  HP_STATE_OPENING = 0,     /* TCP: SYN seen from one side only */
-  HP_STATE_ESTABLISHED = 1, /* TCP: SYN seen from both sides */
+  HP_STATE_OPENING = 0,     /* TCP: SYN from inside, and its answer not acknowledged yet */
+  HP_STATE_ESTABLISHED = 1, /* TCP: SYN seen from both sides, and an ACK from inside */
   HP_STATE_CLOSING = 2,     /* TCP: FIN seen from both sides */
   HP_STATE_RESET = 3,       /* TCP: a valid RST seen */
   HP_STATE_ACTIVE = 4       /* UDP and ICMP */
@@ -83,7 +84,7 @@ enum {
 /* Idle times after which a flow ends. 0 means the default that stands here. */
 typedef struct hp_timers {
   uint32_t tcp_established; /* 7,440,000: 2 h 4 min, RFC 5382 REQ-5 */
-  uint32_t tcp_transitory;  /* 240,000: opening, RFC 5382 REQ-5 */
+  uint32_t tcp_transitory;  /* 240,000: opening, SYN|ACK or not, RFC 5382 REQ-5 */
   uint32_t tcp_closing;     /* 240,000: after FIN from both sides or RST, RFC 5382 REQ-5, RFC 7857 2.2 */
   uint32_t udp;             /* 300,000: RFC 4787 REQ-5; refreshed from inside only, REQ-6 */
   uint32_t dns;             /* 30,000: UDP to port 53 */
@@ -154,7 +155,7 @@ typedef struct hp_counters {
   uint64_t gone;          /* 1: the device behind the link is no more */
   uint64_t read_error;    /* errno of the latest read, while reading fails; 0: it works */
   uint64_t mended;        /* how often its header or offloads, which others had changed, were set again */
-  uint64_t drops[48];     /* HP_REASONS, by hp_reason */
+  uint64_t drops[48];     /* HP_REASONS, by hp_reason; that of HP_LINK_LOCAL counts what was ignored */
 } hp_counters;
 
 /* One dropped packet, newest last in the ring. */

@@ -2,8 +2,8 @@
  *
  * An error quotes the packet that caused it. That packet was sent by a flow, so turning the quote's
  * addresses and ports around gives the key of that flow's other direction. The quote is translated back
- * to what its sender had sent, with its checksums, then the outer header. Errors refresh no timer and end
- * no flow (RFC 4787 REQ-12, RFC 5382 REQ-10).
+ * to what its sender had sent, with its checksums, then the outer header; options that carry addresses are blanked in
+ * both. Errors refresh no timer and end no flow (RFC 4787 REQ-12, RFC 5382 REQ-10).
  */
 #include "handover.h"
 
@@ -22,6 +22,7 @@ static hp_key key_of_quote(const hp_quoted *q, int side, uint32_t link) {
 
 /* Translates the quoted packet: from outside its source, from inside its destination. */
 static void rewrite_quote(const hp_quoted *q, const hp_half *half, int side) {
+  hp_blank_options(q->ip);
   hp_put32(q->ip + (side == HP_OUTSIDE ? 12 : 16), half->address);
   hp_checksum_apply(q->ip + 10, half->delta_address);
   if (q->protocol == HP_ICMP) {
@@ -68,6 +69,7 @@ void hp_icmp_error(hp_worker *worker, hp_packet *packet, const hp_item *item) {
   rewrite_quote(&quoted, half, item->side);
   hp_put16(icmp + 2, 0);
   hp_put16(icmp + 2, (uint16_t)~hp_fold(hp_sum(icmp, (size_t)h->total - h->header)));
+  hp_blank_options(ip);
   hp_put32(outer, half->address);
   hp_nat_hop(ip, delta);
   memset(packet->data, 0, HP_VNET_HEADER);

@@ -81,7 +81,7 @@ __attribute__((noinline)) static void classify(hp_worker *worker, hp_packet *pac
   } else if (reason == HP_REASON_NONE && echo_runs_backwards(item) && !item->headers.icmp_error)
     reason = HP_NO_FLOW;
   if (reason != HP_REASON_NONE) {
-    hp_drop_packet(worker, packet, &item->headers, reason);
+    hp_unfit_packet(worker, packet, item, reason);
     return;
   }
   packet->length = HP_VNET_HEADER + item->headers.total; /* padding ends here */
@@ -180,6 +180,8 @@ static void clean_vnet(uint8_t *data, const hp_headers *h) {
 static void rewrite(hp_packet *packet, const hp_item *item, const hp_half *half) {
   const hp_headers *h = &item->headers;
   uint8_t *ip = packet->data + HP_VNET_HEADER, *l4 = ip + h->header;
+  if (h->header > HP_IPV4_HEADER)
+    hp_blank_options(ip);
   hp_put32(ip + (item->side == HP_INSIDE ? 12 : 16), half->address);
   if (h->protocol == HP_ICMP)
     hp_put16(l4 + 4, half->port);
@@ -204,7 +206,9 @@ static uint32_t track(hp_worker *worker, hp_packet *packet, const hp_item *item,
   case HP_TCP_CHANGED:
     break;
   }
-  hp_flow_due(&worker->flows, number, (uint32_t)worker->now + hp_flow_timeout(worker->engine->links, flow));
+  hp_half *half = &flow->half[item->side];
+  half->last_seen = (uint32_t)worker->now;
+  hp_flow_due(&worker->flows, number, hp_flow_latest(worker->engine->links, flow, worker->now));
   return number;
 }
 

@@ -35,7 +35,8 @@ uint32_t hp_flow_open(hp_worker *worker, const hp_packet *packet, const hp_item 
 uint32_t hp_reopen(hp_worker *worker, hp_packet *packet, const hp_item *item, uint32_t number);
 
 /* ---- refuse.c ---- */
-/* Counts the drop and writes its record. */
+/* Counts the drop and writes its record. What is for its own link only is counted as HP_LINK_LOCAL instead, whatever
+ * else is wrong with it, and has no record. */
 void hp_drop_packet(hp_worker *worker, hp_packet *packet, const hp_headers *headers, hp_reason reason);
 /* The same, and tells the sender (RST, or ICMP administratively prohibited) unless the ENI is silent or
  * its rate is used up. */
@@ -46,6 +47,10 @@ void hp_reset_packet(hp_worker *worker, hp_packet *packet, const hp_headers *hea
 void hp_answer_packet(hp_worker *worker, hp_packet *packet, const hp_headers *headers, hp_reason reason, uint8_t type,
                       uint8_t code, uint32_t extra);
 
+/* The same for what hp_parse() turned away, or for an echo that runs backwards. From inside, what is sound and not
+ * translated is told to its sender as other refusals are. */
+void hp_unfit_packet(hp_worker *worker, hp_packet *packet, const hp_item *item, hp_reason reason);
+
 /* ---- icmp.c ---- */
 void hp_icmp_error(hp_worker *worker, hp_packet *packet, const hp_item *item);
 
@@ -54,6 +59,9 @@ void hp_icmp_error(hp_worker *worker, hp_packet *packet, const hp_item *item);
 void hp_flow_end(hp_worker *worker, uint32_t number);
 /* How long a flow in its present state may be idle, ms. */
 uint32_t hp_flow_timeout(const hp_link *links, const hp_flow *flow);
+/* When the sweep has to look at a flow at the latest, low 32 bits of ms: when it ends if nothing more is seen. Any
+ * segment may establish an opening connection, which moves no deadline, and whose timer may then be the shorter one. */
+uint32_t hp_flow_latest(const hp_link *links, const hp_flow *flow, uint64_t now);
 /* When a flow was last refreshed, low 32 bits of ms. */
 uint32_t hp_flow_refreshed(const hp_flow *flow, uint64_t now);
 /* Looks at `budget` flow numbers at most, one pass at most; ends those that are idle or whose link is

@@ -17,7 +17,6 @@
 #define _GNU_SOURCE
 #include "nowait.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
@@ -66,8 +65,6 @@ static bool go_plain(hp_nowait *nowait) {
   return true;
 }
 
-static bool refused(void) { return errno == EOPNOTSUPP || errno == ENOSYS; }
-
 /* An open file that is no device yet answers EBADFD, when the kernel lets the read come so far. */
 static bool kernel_refuses(void) {
   char byte;
@@ -75,7 +72,7 @@ static bool kernel_refuses(void) {
   int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0)
     return false; /* it will show with the first read */
-  bool refuses = preadv2(fd, &vector, 1, -1, RWF_NOWAIT) < 0 && refused();
+  bool refuses = preadv2(fd, &vector, 1, -1, RWF_NOWAIT) < 0 && hp_nowait_refused();
   close(fd);
   return refuses;
 }
@@ -110,14 +107,16 @@ void hp_nowait_sleep(hp_nowait *nowait) {
     set_timer(nowait, 0);
 }
 
-/* Whether a call that was refused is to be made again as a plain one. errno stays when it is not. */
-static bool again(hp_nowait *nowait) {
+/* Ready for plain calls; false when there are none. errno stays then. */
+static bool guard(hp_nowait *nowait) {
   int code = errno;
-  if (!refused())
+  if (!nowait->plain && !go_plain(nowait)) {
+    errno = code;
     return false;
-  bool plain = nowait->plain || go_plain(nowait);
-  errno = code;
-  return plain;
+  }
+  if (!nowait->armed)
+    set_timer(nowait, WAITS_MOST);
+  return true;
 }
 
 /* Whether a plain call was ended by a signal, and has not waited. Has waited: errno is ETIMEDOUT. */
@@ -132,33 +131,20 @@ static bool undone(int fd, ssize_t result) {
   return false;
 }
 
-ssize_t hp_nowait_read(hp_nowait *nowait, int fd, void *at, size_t length) {
-  struct iovec vector = {at, length};
-  if (!nowait->plain) {
-    ssize_t result = preadv2(fd, &vector, 1, -1, RWF_NOWAIT);
-    if (result >= 0 || !again(nowait))
-      return result;
-  }
-  if (!nowait->armed)
-    set_timer(nowait, WAITS_MOST);
-  ssize_t result;
-  do
-    result = read(fd, at, length);
-  while (undone(fd, result));
+ssize_t hp_nowait_read_plain(hp_nowait *nowait, int fd, const struct iovec *vector) {
+  ssize_t result = -1;
+  if (guard(nowait))
+    do
+      result = readv(fd, vector, 1);
+    while (undone(fd, result));
   return result;
 }
 
-ssize_t hp_nowait_write(hp_nowait *nowait, int fd, const struct iovec *vector, int count) {
-  if (!nowait->plain) {
-    ssize_t result = pwritev2(fd, vector, count, -1, RWF_NOWAIT);
-    if (result >= 0 || !again(nowait))
-      return result;
-  }
-  if (!nowait->armed)
-    set_timer(nowait, WAITS_MOST);
-  ssize_t result;
-  do
-    result = writev(fd, vector, count);
-  while (undone(fd, result));
+ssize_t hp_nowait_write_plain(hp_nowait *nowait, int fd, const struct iovec *vector, int count) {
+  ssize_t result = -1;
+  if (guard(nowait))
+    do
+      result = writev(fd, vector, count);
+    while (undone(fd, result));
   return result;
 }

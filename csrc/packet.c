@@ -9,7 +9,18 @@
 /* What Linux itself makes at most (TCP_MIN_GSO_SIZE in net/tcp.h, UDP_MAX_SEGMENTS in linux/udp.h). Whoever
  * writes raw frames could ask for more, and the VPC's kernel would have to cut one write into 65,000. */
 enum { TCP_LEAST_GSO = 8, UDP_MOST_SEGMENTS = 128 };
-enum { LOOSE_ROUTE = 131, STRICT_ROUTE = 137 };
+/* IPv4 options that carry addresses: of RFC 791 3.1, and those that RFC 6814 has made obsolete. */
+enum {
+  END_OF_OPTIONS = 0,
+  NO_OPTION = 1,
+  RECORD_ROUTE = 7,
+  TIMESTAMP = 68,
+  TRACEROUTE = 82,
+  LOOSE_ROUTE = 131,
+  STRICT_ROUTE = 137,
+  ADDRESS_EXTENSION = 147,
+  DIRECTED_BROADCAST = 149
+};
 enum { MSS_OPTION = 2, SCALE_OPTION = 3, QUOTE_LIMIT = 576 /* RFC 1812 4.3.2.3: of the whole error */ };
 
 uint64_t hp_sum(const uint8_t *bytes, size_t length) {
@@ -77,21 +88,43 @@ static hp_reason parse_icmp(const uint8_t *l4, uint32_t available, hp_headers *h
   }
 }
 
-/* Whether the options ask for a route of the sender's own (RFC 791 3.1). Options that lie about their length end
- * the search: their receiver drops them. */
+/* Of the IPv4 option at `at`. One that lies about its length takes the rest of the header: its receiver drops the
+ * packet. */
+static uint32_t option_size(const uint8_t *ip, uint32_t header, uint32_t at) {
+  if (ip[at] == NO_OPTION)
+    return 1;
+  bool sound = at + 1 < header && ip[at + 1] >= 2 && ip[at + 1] <= header - at;
+  return sound ? ip[at + 1] : header - at;
+}
+
+/* Whether the options ask for a route of the sender's own (RFC 791 3.1). */
 static bool source_routed(const uint8_t *ip, uint32_t header) {
-  uint32_t at = HP_IPV4_HEADER;
-  while (at < header && ip[at] != 0) {
+  for (uint32_t at = HP_IPV4_HEADER; at < header && ip[at] != END_OF_OPTIONS; at += option_size(ip, header, at))
     if (ip[at] == LOOSE_ROUTE || ip[at] == STRICT_ROUTE)
       return true;
-    if (ip[at] == 1)
-      at++;
-    else if (at + 1 < header && ip[at + 1] >= 2)
-      at += ip[at + 1];
-    else
-      break;
-  }
   return false;
+}
+
+static bool carries_addresses(uint8_t option) {
+  return option == RECORD_ROUTE || option == TIMESTAMP || option == TRACEROUTE || option == LOOSE_ROUTE ||
+         option == STRICT_ROUTE || option == ADDRESS_EXTENSION || option == DIRECTED_BROADCAST;
+}
+
+void hp_blank_options(uint8_t *ip) {
+  uint32_t header = (ip[0] & 15u) * 4;
+  bool blanked = false;
+  for (uint32_t at = HP_IPV4_HEADER; at < header && ip[at] != END_OF_OPTIONS;) {
+    uint32_t size = option_size(ip, header, at);
+    if (carries_addresses(ip[at])) {
+      memset(ip + at, NO_OPTION, size);
+      blanked = true;
+    }
+    at += size;
+  }
+  if (!blanked)
+    return;
+  hp_put16(ip + 10, 0);
+  hp_put16(ip + 10, hp_ipv4_checksum(ip, header));
 }
 
 /* The virtio_net_hdr promises what the kernel shall do for us on the way out; a wrong promise would make
@@ -228,9 +261,14 @@ uint8_t hp_window_scale(const uint8_t *data, const hp_headers *h) {
 
 /* ---- answers ---- */
 
-bool hp_may_answer(const hp_headers *h) {
-  bool unicast = h->source >> 24 != 0 && h->source >> 28 < 14 && h->destination >> 28 < 14;
-  return !h->icmp_error && unicast;
+/* Of one host that others can reach: not this network, loopback, multicast, class E (RFC 1812 5.3.7). */
+static bool is_host(uint32_t address) { return address >> 24 != 0 && address >> 24 != 127 && address >> 28 < 14; }
+
+bool hp_may_answer(const hp_headers *h) { return !h->icmp_error && is_host(h->source) && is_host(h->destination); }
+
+bool hp_icmp_asks(uint8_t type) {
+  return type == HP_ICMP_ECHO || type == HP_ICMP_TIMESTAMP || type == HP_ICMP_INFORMATION ||
+         type == HP_ICMP_ADDRESS_MASK || type == HP_ICMP_EXTENDED_ECHO;
 }
 
 /* An IPv4 header of 20 bytes for an answer: TTL 64, DF, id 0 (RFC 6864: atomic). */
@@ -286,7 +324,7 @@ uint32_t hp_reply_icmp(uint8_t *data, uint32_t capacity, const hp_headers *h, ui
     return 0;
   if (quote > capacity - HP_VNET_HEADER - NEW)
     quote = capacity - HP_VNET_HEADER - NEW;
-  if (quote < h->header + 8u) /* RFC 792: the least that its sender can use */
+  if (quote < h->total && quote < h->header + 8u) /* RFC 792: the least that its sender can use */
     return 0;
   memmove(data + HP_VNET_HEADER + NEW, data + HP_VNET_HEADER, quote);
   write_header(data, from, to, HP_ICMP, NEW + quote);

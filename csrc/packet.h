@@ -25,10 +25,20 @@ enum {
   HP_ICMP_UNREACHABLE = 3,
   HP_ICMP_ECHO = 8,
   HP_ICMP_TIME_EXCEEDED = 11,
-  HP_ICMP_PARAMETER = 12
+  HP_ICMP_PARAMETER = 12,
+  HP_ICMP_TIMESTAMP = 13,
+  HP_ICMP_INFORMATION = 15,
+  HP_ICMP_ADDRESS_MASK = 17,
+  HP_ICMP_EXTENDED_ECHO = 42 /* RFC 8335 */
 };
 enum { HP_DNS_PORT = 53 }; /* UDP to it: endpoint-dependent, and a short timer */
-enum { HP_ICMP_PORT_UNREACHABLE = 3, HP_ICMP_FRAGMENTATION_NEEDED = 4, HP_ICMP_ADMIN_PROHIBITED = 13 };
+enum {
+  HP_ICMP_PROTOCOL_UNREACHABLE = 2,
+  HP_ICMP_PORT_UNREACHABLE = 3,
+  HP_ICMP_FRAGMENTATION_NEEDED = 4,
+  HP_ICMP_SOURCE_ROUTE_FAILED = 5,
+  HP_ICMP_ADMIN_PROHIBITED = 13
+};
 
 /* What hp_parse() found. */
 typedef struct hp_headers {
@@ -146,6 +156,10 @@ typedef struct hp_quoted {
 } hp_quoted;
 hp_reason hp_parse_quoted(uint8_t *data, const hp_headers *headers, hp_quoted *quoted);
 
+/* Overwrites the IPv4 options that carry addresses with NOP, as they would name addresses of the inside to the VPC, or
+ * the other way round; the header's checksum follows. The header must be whole and its checksum right. */
+void hp_blank_options(uint8_t *ip);
+
 /* Lowers the MSS option of a SYN to `mss` (RFC 6691); the checksum follows. */
 void hp_clamp_mss(uint8_t *data, const hp_headers *headers, uint16_t mss);
 /* The window scale of a SYN (RFC 7323), 0 without the option. */
@@ -168,7 +182,9 @@ uint32_t hp_reply_rst(uint8_t *data, const hp_headers *headers);
  * is the second word: the next-hop MTU for fragmentation needed (RFC 1191). */
 uint32_t hp_reply_icmp(uint8_t *data, uint32_t capacity, const hp_headers *headers, uint32_t from, uint8_t type,
                        uint8_t code, uint32_t extra);
-/* RFC 1122 3.2.2: errors are not sent about ICMP errors, broadcasts or multicasts. */
+/* RFC 1122 3.2.2, RFC 1812 4.3.2.7: errors are not sent about ICMP errors, nor from or to what is no single host. */
 bool hp_may_answer(const hp_headers *headers);
+/* Whether an ICMP message of that type asks for something, so that it is surely no error. */
+bool hp_icmp_asks(uint8_t type);
 
 #endif

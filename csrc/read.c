@@ -37,6 +37,7 @@ static const char *const reason_names[HP_REASON_COUNT] = {
     [HP_SOURCE_ROUTE] = "source_route",
     [HP_HANDOVER_FULL] = "handover_full",
     [HP_READ_FAILED] = "read_failed",
+    [HP_LINK_LOCAL] = "link_local",
 };
 
 const char *hp_reason_name(int reason) { return reason >= 0 && reason < HP_REASON_COUNT ? reason_names[reason] : ""; }

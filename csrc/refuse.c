@@ -1,10 +1,16 @@
 /* refuse.c: drops, and what the sender is told about them.
  *
- * Whoever is refused inside learns it at once instead of waiting for a timeout: a TCP sender gets an RST,
- * others ICMP "administratively prohibited" (RFC 1812 5.2.7.1). The answer is written over the packet in
- * its own buffer and goes back by the link it came from. Each link has a token bucket for answers.
+ * Whoever is refused inside learns it at once instead of waiting for a timeout: a TCP sender gets an RST, others ICMP
+ * "administratively prohibited" (RFC 5508 REQ-8, RFC 1812 5.2.7.1), those of a protocol that is not translated
+ * "protocol unreachable" (RFC 792, RFC 1122 3.2.2.1). The answer is written over the packet in its own buffer and goes
+ * back by the link it came from. Each link has a token bucket for answers.
+ *
+ * What kernels and their daemons say to their own link, for as long as it is there, is no drop: nobody wants it to be
+ * delivered elsewhere, and it would hide the packets that somebody does.
  */
 #include "nat.h"
+
+enum { DHCP_SERVER = 67 };
 
 /* A record's place is written by one at a time: whoever finds it in another's hands, who has been stopped for as long
  * as the whole ring took, does without. */
@@ -28,10 +34,47 @@ static void record(const hp_worker *worker, uint32_t link, uint32_t length, hp_r
   __atomic_store_n(&drop->number, count, __ATOMIC_RELEASE);
 }
 
+/* Multicast of interface or link scope (RFC 4291 2.7: router and neighbor solicitations, MLD, mDNS, DHCPv6), or
+ * fe80::/10.
+ */
+static bool is_link_local6(const hp_packet *packet) {
+  const uint8_t *ip = packet->data + HP_VNET_HEADER, *to = ip + 24;
+  if (packet->length < HP_VNET_HEADER + 40 || ip[0] >> 4 != 6)
+    return false;
+  return (to[0] == 0xff && (to[1] & 15) <= 2) || (to[0] == 0xfe && (to[1] & 0xc0) == 0x80);
+}
+
+/* 224.0.0.0/24 (RFC 5771 4: IGMP, mDNS, LLMNR, ICMP router solicitations), and a DHCP client that asks everybody
+ * (RFC 2131 4.1). Other broadcasts are somebody's who expects an answer. */
+static bool is_link_local4(const hp_headers *h) {
+  return h->destination >> 8 == 0xe00000 ||
+         (h->destination == 0xffffffff && h->protocol == HP_UDP && h->destination_port == DHCP_SERVER);
+}
+
+/* Only what has been found sound as far as was looked. */
+static bool is_link_local(const hp_packet *packet, const hp_headers *h, hp_reason reason) {
+  switch (reason) {
+  case HP_FRAGMENT:
+  case HP_UNSUPPORTED_IPV6:
+  case HP_UNSUPPORTED_PROTOCOL:
+  case HP_UNSUPPORTED_ICMP:
+  case HP_SPOOFED_SOURCE:
+  case HP_INVALID_DESTINATION:
+  case HP_NO_FLOW:
+  case HP_LINK_DETACHED:
+    return h->protocol ? is_link_local4(h) : is_link_local6(packet);
+  default:
+    return false;
+  }
+}
+
 void hp_drop_packet(hp_worker *worker, hp_packet *packet, const hp_headers *headers, hp_reason reason) {
   uint32_t length = packet->length > HP_VNET_HEADER ? packet->length - HP_VNET_HEADER : 0;
+  if (is_link_local(packet, headers, reason))
+    reason = HP_LINK_LOCAL;
+  else
+    record(worker, packet->link, length, reason, headers);
   hp_stats(worker, packet->link)->drops[reason]++;
-  record(worker, packet->link, length, reason, headers);
   packet->verdict = HP_DROP;
   packet->reason = (uint16_t)reason;
 }
@@ -92,4 +135,40 @@ void hp_refuse_packet(hp_worker *worker, hp_packet *packet, const hp_headers *h,
   hp_drop_packet(worker, packet, h, reason);
   if (!eni_of(worker, packet->link)->silent && may_reset(packet, h) && may_tell(worker, packet->link))
     reply(worker, packet, hp_reply_rst(packet->data, h));
+}
+
+/* The code of the ICMP "destination unreachable" that tells the sender, or 0. */
+static uint8_t unfit_code(hp_reason reason) {
+  switch (reason) {
+  case HP_UNSUPPORTED_PROTOCOL:
+    return HP_ICMP_PROTOCOL_UNREACHABLE;
+  case HP_SOURCE_ROUTE:
+    return HP_ICMP_SOURCE_ROUTE_FAILED; /* RFC 1812 5.2.7.1 */
+  case HP_UNSUPPORTED_ICMP:
+  case HP_FRAGMENT:
+    return HP_ICMP_ADMIN_PROHIBITED;
+  default:
+    return 0;
+  }
+}
+
+/* No later fragment is answered, and of ICMP only what asks (RFC 1122 3.2.2), whose type hp_parse() may not have come
+ * to. */
+static bool may_tell_unfit(const hp_worker *worker, const hp_packet *packet, const hp_item *item) {
+  const hp_headers *h = &item->headers;
+  const hp_link *link = &worker->engine->links[packet->link];
+  const uint8_t *ip = packet->data + HP_VNET_HEADER;
+  if (item->side != HP_INSIDE || h->source != link->address || worker->engine->links[link->eni].silent)
+    return false;
+  if (hp_get16(ip + 6) & 0x1fff)
+    return false;
+  return h->protocol != HP_ICMP || (h->total > h->header && hp_icmp_asks(ip[h->header]));
+}
+
+void hp_unfit_packet(hp_worker *worker, hp_packet *packet, const hp_item *item, hp_reason reason) {
+  uint8_t code = unfit_code(reason);
+  if (code && may_tell_unfit(worker, packet, item))
+    hp_answer_packet(worker, packet, &item->headers, reason, HP_ICMP_UNREACHABLE, code, 0);
+  else
+    hp_drop_packet(worker, packet, &item->headers, reason);
 }

@@ -229,7 +229,7 @@ void hp_deadlines_check(hp_worker *worker) {
     if (!hp_flow_live(flow))
       continue;
     uint32_t deadline = worker->flows.cold[number].deadline;
-    uint32_t latest = hp_flow_refreshed(flow, worker->now) + hp_flow_timeout(links, flow);
+    uint32_t latest = hp_flow_latest(links, flow, worker->now);
     if (flow->half[HP_INSIDE].flags & HP_TOLD)
       latest = (uint32_t)worker->now + HP_RESET_GRACE;
     if ((int32_t)(deadline - latest) > 0)

@@ -10,11 +10,14 @@ uint8_t hp_flow_state(const hp_flow *flow) {
     return HP_STATE_RESET;
   if (inside & outside & HP_SEEN_FIN)
     return HP_STATE_CLOSING;
-  return inside & outside & HP_SEEN_SYN ? HP_STATE_ESTABLISHED : HP_STATE_OPENING;
+  return inside & outside & HP_SEEN_SYN && inside & HP_SEEN_ACK ? HP_STATE_ESTABLISHED : HP_STATE_OPENING;
 }
 
 static void note_syn(hp_flow *flow, int side, const uint8_t *data, const hp_headers *h) {
   hp_half *half = &flow->half[side], *other = &flow->half[!side];
+  if (side == HP_OUTSIDE &&
+      !(half->flags & HP_SEEN_SYN)) /* whatever the inside has acknowledged, it was not this SYN */
+    other->flags &= (uint8_t)~HP_SEEN_ACK;
   half->flags |= HP_SEEN_SYN;
   half->scale = hp_window_scale(data, h);
   if (!(other->flags & HP_SEEN_ACK)) /* what the other will acknowledge first */

@@ -5,8 +5,13 @@
  *
  *   RST valid from either       reset        closing timer
  *   FIN from both               closing      closing timer
- *   SYN from both               established  established timer; a half-close changes nothing
- *   SYN from one                opening      transitory timer
+ *   SYN from both, and an ACK
+ *   from inside after them      established  established timer; a half-close changes nothing
+ *   anything less               opening      transitory timer
+ *
+ * A SYN|ACK alone establishes nothing: whoever scans with raw sockets answers none (RFC 5382 REQ-5: partially open
+ * connections have the transitory timer). The ACK that does is an ordinary segment of the steady path, which notes it
+ * in its half anyhow and moves no deadline: see hp_flow_latest().
  *
  * A SYN from inside reopens a closing or reset flow with the same port (RFC 6191: the peer decides by
  * sequence number or timestamp). An RST counts only when its sequence number lies in the window that the

@@ -24,6 +24,8 @@ Io = Literal["auto", "io_uring", "epoll"]
 IoInUse = Literal["none", "io_uring", "epoll"]
 
 ANYWHERE = IPv4Network("0.0.0.0/0")
+NO_HOSTS = tuple(IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"))  # RFC 1812 section 5.3.7
+ECHO = 8  # ICMP
 LONGEST_TIMER = 1_000_000.0  # seconds: 11.5 days; the engine compares 32-bit milliseconds
 
 
@@ -60,9 +62,12 @@ class Reason(StrEnum):
     SOURCE_ROUTE = "source_route"
     HANDOVER_FULL = "handover_full"
     READ_FAILED = "read_failed"
+    LINK_LOCAL = "link_local"
 
 
 REASONS: tuple[Reason, ...] = tuple(Reason)
+# Those that drop counters and records can have: LINK_LOCAL is counted in Counters.ignored.
+DROP_REASONS: tuple[Reason, ...] = tuple(one for one in Reason if one not in (Reason.NONE, Reason.LINK_LOCAL))
 
 
 class Verdict(StrEnum):
@@ -131,7 +136,7 @@ class Rule(msgspec.Struct, frozen=True):
         """Reads `tcp[/port[-port]] | udp[/port[-port]] | icmp[/type] | all`, then optionally a blank and a CIDR."""
         match = _RULE.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
-            raise _bad_rule(str(text), "it is not PROTOCOL[/PORT[-PORT]] [CIDR]")
+            raise _bad_rule(str(text), _unreadable(str(text)))
         protocol: Any = match[1]
         low, high, cidr = match.group(2, 3, 4)
         if high is not None and protocol == "icmp":
@@ -139,12 +144,30 @@ class Rule(msgspec.Struct, frozen=True):
         try:
             network = IPv4Network(cidr) if cidr else ANYWHERE
         except ValueError as error:
-            raise _bad_rule(text, str(error)) from None
+            raise _bad_rule(text, "IPv6 is not translated" if ":" in cidr else str(error)) from None
         icmp_type = int(low) if low is not None and protocol == "icmp" else None
         ports = None if low is None or protocol == "icmp" else (int(low), int(low if high is None else high))
         if problem := _problem(protocol, network, ports, icmp_type):
             raise _bad_rule(text, problem)
         return cls(protocol, network, ports, icmp_type)
+
+    @classmethod
+    def declared(cls, text: str) -> Rule:
+        """As parse(), for whoever declares a rule: one that can never let anything out is refused, which parse() reads,
+        since it may have been stored before. Raises InvalidValue.
+        """
+        rule = cls.parse(text)
+        if rule.icmp_type not in (None, ECHO):
+            raise _bad_rule(
+                text,
+                f"it can never let anything out: of ICMP only echo (icmp/{ECHO}) is translated; its replies, and "
+                "errors about packets of a flow, need no rule",
+            )
+        if any(rule.cidr.subnet_of(network) for network in NO_HOSTS):
+            meant = f"; anywhere is {ANYWHERE}, or no CIDR" if rule.cidr.network_address == ANYWHERE[0] else ""
+            problem = f"it can never let anything out: {rule.cidr} is no network of hosts that can be reached"
+            raise _bad_rule(text, problem + meant)
+        return rule
 
     def __str__(self) -> str:
         """The shortest text that parse() reads back as this rule."""
@@ -157,6 +180,7 @@ class Rule(msgspec.Struct, frozen=True):
         return words if self.cidr == ANYWHERE else f"{words} {self.cidr}"
 
 
+_RULE_FORM = "it is not PROTOCOL[/PORT[-PORT]] [CIDR]"
 _RULE = re.compile(r"(tcp|udp|icmp|all)(?:/(\d{1,5})(?:-(\d{1,5}))?)?(?:\s+(\S+))?", re.ASCII)
 
 
@@ -225,9 +249,10 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     """Counters of one link, or sums. In is what arrived from the link, out what left by it; flows are those alive now.
 
     drops holds every reason that was counted at least once: on the link that the packet came from; output_full and
-    output_error on the one that it was for. gone: the device behind the link (behind one of them) is no more.
-    read_error: the errno's name ("EFAULT") while reading from it fails, "" when it works. mended: how often the header
-    or offloads of its device, which others had changed, were set again.
+    output_error on the one that it was for. ignored: packets for the link only (Reason.LINK_LOCAL), which are no drops.
+    gone: the device behind the link (behind one of them) is no more. read_error: the errno's name ("EFAULT") while
+    reading from it fails, "" when it works. mended: how often the header or offloads of its device, which others had
+    changed, were set again.
     """
 
     packets_in: int = 0
@@ -238,6 +263,7 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     flows_ended: int = 0
     flows: int = 0
     refusals_sent: int = 0
+    ignored: int = 0
     gone: bool = False
     read_error: str = ""
     mended: int = 0
@@ -339,6 +365,14 @@ def _problem(protocol: object, cidr: object, ports: Any, icmp_type: Any) -> str:
     if icmp_type is not None and not (_is_int(icmp_type) and 0 <= icmp_type <= 255):
         return f"ICMP type {icmp_type!r} is not a number from 0 to 255"
     return ""
+
+
+def _unreadable(text: str) -> str:
+    """Why a text is no rule at all."""
+    name = re.match(r"\s*([a-z][a-z-]*)", text, re.ASCII)
+    if name and name[1] not in get_args(RuleProtocol):
+        return f"{name[1]} is not translated, only tcp, udp and icmp are"
+    return _RULE_FORM
 
 
 def _bad_rule(rule: str, problem: str) -> InvalidValue:

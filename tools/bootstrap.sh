@@ -52,7 +52,6 @@ needs() { # set
       need busybox-static has busybox
       need clang has clang
       need containerd has ctr
-      need crun has crun # podman's
       need curl has curl
       need dnsmasq-base has dnsmasq
       need docker.io has dockerd
@@ -115,10 +114,17 @@ check_python() {
 apt() { apt-get -qq -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@"; }
 
 # While packages are installed no service starts (policy-rc.d, see invoke-rc.d(8)) and no PostgreSQL cluster is made.
-# Services that were not there before are disabled afterwards, so that the next boot does not start them either.
-SERVICES="postgresql redis-server nginx iperf3 containerd docker podman podman-auto-update podman-restart"
+# What their installation has enabled for the next boot is disabled afterwards: units by their links, since
+# deb-systemd-helper does nothing for others than dpkg.
+SERVICES="containerd docker iperf3 nginx podman postgresql redis"
+enabled() {
+  for service in $SERVICES; do
+    find /etc/systemd/system -path "*.wants/$service*" 2>/dev/null || true
+    find /etc/init.d -name "$service*" 2>/dev/null || true
+  done
+}
 guard_services() {
-  guarded="" unknown=""
+  guarded=""
   if [ ! -e /usr/sbin/policy-rc.d ]; then
     printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
     chmod 755 /usr/sbin/policy-rc.d
@@ -129,18 +135,17 @@ guard_services() {
     echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.d/hyperplane-nat.conf
     guarded="$guarded /etc/postgresql-common/createcluster.d/hyperplane-nat.conf"
   fi
-  for service in $SERVICES; do
-    [ -e "/lib/systemd/system/$service.service" ] || unknown="$unknown $service"
-  done
+  before=" $(enabled | tr '\n' ' ') "
 }
 unguard_services() {
   # shellcheck disable=SC2086 # lists of words without spaces
   rm -f $guarded
-  for service in $unknown; do
-    if [ -e "/lib/systemd/system/$service.service" ]; then # both from init-system-helpers, with or without systemd
-      deb-systemd-helper disable "$service.service" >/dev/null 2>&1 || true
-      update-rc.d "$service" disable >/dev/null 2>&1 || true
-    fi
+  for one in $(enabled); do
+    case $before$one in
+      *" $one "*) ;; # as it was
+      *.wants/*) rm -f "$one" ;;
+      *) update-rc.d "${one##*/}" disable >/dev/null 2>&1 || true ;;
+    esac
   done
 }
 

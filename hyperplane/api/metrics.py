@@ -74,10 +74,13 @@ def _totals(measures: Measures) -> Iterator[Metric]:
     yield _counter("refusals_sent", "Refusals told to senders: RST and ICMP errors.", (), refused)
     drops = [((reason,), count) for reason, count in sorted(traffic.drops.items())]
     yield _counter("drops", "Dropped packets.", ("reason",), drops)
+    yield _counter("ignored", "Packets for their own link only: no drops.", (), [((), traffic.ignored)])
     yield _gauge("flows", "Flows now.", (), [((), measures.flows)])
     yield _gauge("flows_capacity", "Flows that the engine can hold.", (), [((), measures.max_flows)])
     yield from _workers(measures)
     yield _gauge("engine_running", "1 while an engine runs.", (), [((), int(measures.engine_running))])
+    yield _counter("repairs", "Things in the kernel that others had changed, put right.", (), [((), measures.repairs)])
+    yield _gauge("eni_troubles", "What is wrong with ENIs and cannot be put right.", (), [((), measures.troubles)])
     yield _counter("engine_restarts", "Engines started in the place of one that died.", (), [((), measures.restarts)])
     yield _gauge("pool_ready", "Fresh environments that are ready.", (), [((), measures.pool)])
     yield _gauge("build_info", "The daemon's version.", ("version",), [((__version__,), 1)])

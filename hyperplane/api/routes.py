@@ -33,7 +33,7 @@ from hyperplane.errors import (
     SubnetOutOfIPAddresses,
     TooManyRequests,
 )
-from hyperplane.model import Drop, Flow, FlowState, Protocol, Reason
+from hyperplane.model import DROP_REASONS, Drop, Flow, FlowState, Protocol
 from hyperplane.resources import (
     DEFAULT_ACCOUNT,
     SENDERS,
@@ -158,7 +158,7 @@ _DROP_FILTERS: Final = (
     Parameter("after", "Those with a higher number.", {"type": "integer", "minimum": 0, "default": 0}),
     _ENVIRONMENT,
     _ENI,
-    Parameter("reason", "Those for this reason.", words(Reason)),
+    Parameter("reason", "Those for this reason.", words(DROP_REASONS)),
 )
 
 _DRAIN: Final = Parameter(

@@ -66,7 +66,7 @@ class EniMeasures(msgspec.Struct, frozen=True, kw_only=True):
 
 class Measures(msgspec.Struct, frozen=True, kw_only=True):
     """What /v1/metrics shows at a scrape. traffic, resources: as in DaemonStatus; max_flows: the engine's capacity;
-    workers: as in Status."""
+    workers: as in Status. repairs: what others had changed and was put right; troubles: what of ENIs is wrong now."""
 
     traffic: Counters
     flows: int
@@ -77,6 +77,8 @@ class Measures(msgspec.Struct, frozen=True, kw_only=True):
     enis: Sequence[EniMeasures] = ()
     workers: Sequence[WorkerStatus] = ()
     pool: int = 0
+    repairs: int = 0
+    troubles: int = 0
 
 
 class ServiceProtocol(Protocol):

@@ -9,5 +9,6 @@ from what it does, which is imported when it runs:
     operations.py, service.py         states.py, doctor.py, probes.py, stopping.py
     nat_command.py, demo_command.py   nat.py, demo.py with render.py and live.py (people), lines.py (programs)
 
-signals.py and loop.py end it in order. docs/cli.md is the reference.
+terminal.py prints for people, in the words of words.py. signals.py and loop.py end it in order. docs/cli.md is the
+reference.
 """

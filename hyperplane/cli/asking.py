@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -42,11 +41,13 @@ def get(client: SyncClient, noun: str, ref: str, account: str) -> Any:
 
 def suggested(client: SyncClient, noun: str, ref: str, account: str, error: ResourceNotFound) -> ResourceNotFound:
     """The same error; its remedy names what may have been meant."""
+    from difflib import get_close_matches
+
     described = BY_NAME[noun]
     names: list[str] = []
     with suppress(HyperplaneError):
         names = [one.name for one in method(client, "list", noun)(account=account, limit=PAGE).items]
-    if close := difflib.get_close_matches(ref, names, 1):
+    if close := get_close_matches(ref, names, 1):
         message = f"no {described.word} {ref}; did you mean {close[0]}?"
         return ResourceNotFound(message, resource=ref)
     return ResourceNotFound(error.message, resource=error.resource, remedy=error.remedy or see(described))

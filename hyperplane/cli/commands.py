@@ -8,8 +8,6 @@ from typing import Final
 import click
 
 import hyperplane
-from hyperplane.cli.demo_command import demo
-from hyperplane.cli.nat_command import nat
 
 # Where each command stands, in the order of the help text.
 SECTIONS: Final[dict[str, dict[str, str]]] = {
@@ -69,7 +67,3 @@ def group(context: click.Context) -> None:
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         context.exit(2)
-
-
-group.add_command(nat)
-group.add_command(demo)

@@ -11,7 +11,6 @@ from ipaddress import IPv4Network
 from typing import Any, Final
 
 from msgspec.structs import replace
-from rich.console import Console
 
 from hyperplane.cli import loop
 from hyperplane.cli.demo_daemon import start_daemon
@@ -30,7 +29,9 @@ from hyperplane.cli.demo_servers import (
 from hyperplane.cli.demo_text import Attempt, Fetched, JsonTeller, Met, Spoken, TextTeller
 from hyperplane.cli.demo_veth import Router
 from hyperplane.cli.loop import whole
-from hyperplane.cli.render import Attached, boot_time
+from hyperplane.cli.render import Attached
+from hyperplane.cli.terminal import Printer
+from hyperplane.cli.words import boot_time
 from hyperplane.client import Client
 from hyperplane.errors import HyperplaneError
 from hyperplane.model import Drop, Flow
@@ -47,10 +48,10 @@ FORBIDDEN_PORT: Final = 25
 PATIENCE: Final = 0.3  # seconds to wait for an answer that does not come
 
 
-def run(environments: int, console: Console, *, as_json: bool) -> int:
+def run(environments: int, printer: Printer, *, as_json: bool) -> int:
     """Returns the exit code. Raises HyperplaneError, Interrupted."""
     check_privileges()
-    teller = JsonTeller() if as_json else TextTeller(console)
+    teller = JsonTeller() if as_json else TextTeller(printer)
     demo = Demo(environments, teller)
     loop.run(demo.run)
     return 0

@@ -24,6 +24,6 @@ def demo(*, environments: int, as_json: bool, no_color: bool) -> int:
     on Ctrl-C.
     """
     from hyperplane.cli import demo as verb
-    from hyperplane.cli.render import console
+    from hyperplane.cli.terminal import Printer
 
-    return verb.run(environments, console(color=not no_color), as_json=as_json)
+    return verb.run(environments, Printer(color=not no_color), as_json=as_json)

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.padding import Padding
-from rich.text import Text
-
 from hyperplane.cli.lines import attached_fields, flow_fields, write_json
-from hyperplane.cli.render import Attached, duration, flow_table, milliseconds, packet_text, plain_table
+from hyperplane.cli.render import Attached
+from hyperplane.cli.tables import flow_table
+from hyperplane.cli.terminal import Part, Printer, Styled, Table
+from hyperplane.cli.words import duration, milliseconds, packet_text
 from hyperplane.model import Drop, Flow
 
 MOST_FLOWS = 12
@@ -69,16 +68,22 @@ class Attempt:
 
 
 class TextTeller:
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, printer: Printer) -> None:
+        self._printer = printer
+        self._say = printer.line
         self._step = 0
 
     def working(self, text: str) -> AbstractContextManager[object]:
         """While something takes its time: shown on a terminal, and gone afterwards."""
-        return self._console.status(f"{text} ...") if self._console.is_terminal else nullcontext()
+        if not self._printer.redraws:
+            return nullcontext()
+        from rich.console import Console
+
+        return Console().status(f"{text} ...")
 
     def begin(self, met: Met) -> None:
-        self._say(f"[bold]{len(met.environments)} execution environments, one shared interface, one VPC[/]\n")
+        self._say(Styled(f"{len(met.environments)} execution environments, one shared interface, one VPC", "bold"))
+        self._say()
         names = (
             met.environments if len(met.environments) <= MOST_DRAWN else (*met.environments[: MOST_DRAWN - 1], "...")
         )
@@ -86,53 +91,56 @@ class TextTeller:
         for row, name in enumerate(names):
             joint = "┐" if row == 0 else "┘" if row == last else "┼" if row == middle else "┤"
             address = "" if name == "..." else met.inside_address
-            line = f"   [cyan]{name:<6}[/]  {address:<10} ─{'┬' if row == middle == 0 else joint}"
+            joint = "┬" if row == middle == 0 else joint
+            line: list[Part] = ["   ", Styled(f"{name:<6}", "cyan"), f"  {address:<10} ─{joint}"]
             if row == middle:
-                line += f"─ [bold]hyperplane-nat[/] ─ ENI [yellow]{met.eni_address}[/] ─ VPC {met.subnet}"
+                program, eni = Styled("hyperplane-nat", "bold"), Styled(met.eni_address, "yellow")
+                line += ["─ ", program, " ─ ENI ", eni, f" ─ VPC {met.subnet}"]
             if row == middle + 1:
-                line += f"{'':<18}{met.server_address}: {', '.join(('HTTP', *met.servers))}"
-            self._say(line)
+                line.append(f"{'':<18}{met.server_address}: {', '.join(('HTTP', *met.servers))}")
+            self._say(*line)
         for missing in met.missing:
-            self._say(f"   [dim]{missing}, so it is left out[/]")
+            self._say("   ", Styled(f"{missing}, so it is left out", "dim"))
 
     def attached(self, attached: Sequence[Attached], veth: Sequence[float], *, without_nft: str) -> None:
         self._heading("Every environment gets a tunnel to the ENI, all with one and the same address")
         usual = "by veth, ip and nft" if not without_nft else "by veth and ip"
-        columns = ("environment", "address", "by tunnel", *((usual, "") if veth else ()))
-        table = plain_table(*columns, right=("by tunnel", usual))
+        titles = ("environment", "address", "by tunnel", *((usual, "") if veth else ()))
+        rows: list[list[Part]] = []
         for number, one in enumerate(attached):
-            cells = [
-                Text(one.environment, "cyan"),
-                Text(str(one.inside_address)),
-                Text(milliseconds(one.seconds), "green"),
+            cells: list[Part] = [
+                Styled(one.environment, "cyan"),
+                str(one.inside_address),
+                Styled(milliseconds(one.seconds), "green"),
             ]
             if veth:
-                cells += [Text(milliseconds(veth[number])), Text(f"{veth[number] / one.seconds:.0f} times", "dim")]
-            table.add_row(*cells)
-        self._console.print(Padding.indent(table, INDENT))
+                cells += [milliseconds(veth[number]), Styled(f"{veth[number] / one.seconds:.0f} times", "dim")]
+            rows.append(cells)
+        self._printer.table(Table(titles, rows, right=("by tunnel", usual)), indent=INDENT)
         if without_nft:
-            self._say(f"   [dim]{without_nft}, so its rule is not part of the comparison[/]")
+            self._say("   ", Styled(f"{without_nft}, so its rule is not part of the comparison", "dim"))
 
     def fetched(self, url: str, fetched: Sequence[Fetched]) -> None:
         self._heading(f"All fetch {url} at the same time; the server sees the ENI only")
         for one in fetched:
             self._say(
-                f"   [cyan]{one.environment}[/]  from {one.inside}:{one.inside_port}  [green]{one.status}[/]"
-                f'  server: "you are [bold yellow]{one.seen}[/]"'
+                "   ",
+                Styled(one.environment, "cyan"),
+                f"  from {one.inside}:{one.inside_port}  ",
+                Styled(one.status, "green"),
+                '  server: "you are ',
+                Styled(one.seen, "bold yellow"),
+                '"',
             )
 
     def spoken(self, spoken: Spoken) -> None:
-        self._say(
-            Text.assemble(
-                "   ", (spoken.environment, "cyan"), f"  {spoken.server}: {spoken.question}", f"  →  {spoken.answer}"
-            )
-        )
+        answer = f"  {spoken.server}: {spoken.question}  →  {spoken.answer}"
+        self._say("   ", Styled(spoken.environment, "cyan"), answer)
 
     def flows(self, flows: Sequence[Flow], now: int) -> None:
         self._heading("The NAT knows whose each flow is")
         ordered = sorted(flows, key=lambda flow: (flow.tunnel_number, flow.id))
-        table = flow_table(ordered, now, MOST_FLOWS, self._console.width - INDENT)
-        self._console.print(Padding.indent(table, INDENT))
+        self._printer.table(flow_table(ordered, now, MOST_FLOWS), indent=INDENT)
         if (more := len(flows) - MOST_FLOWS) > 0:
             self._say(f"   ... and {more} more")
 
@@ -142,26 +150,26 @@ class TextTeller:
 
     def tried_out(self, attempt: Attempt, allowed: Sequence[str], silent: float) -> None:
         self._heading("Only what the security group allows goes out, and a refusal is told at once")
-        took = milliseconds(attempt.seconds)
-        self._attempt(attempt, f" after [green]{took}[/]; without an answer it would take {silent:.0f} s")
+        took = Styled(milliseconds(attempt.seconds), "green")
+        self._attempt(attempt, " after ", took, f"; without an answer it would take {silent:.0f} s")
 
     def done(self, seconds: float) -> None:
-        self._say(f"\nEverything is removed again; {duration(seconds)} in all. [bold]Go on:[/]")
+        self._say()
+        self._say(f"Everything is removed again; {duration(seconds)} in all. ", Styled("Go on:", "bold"))
         commands = _next()
         width = max(len(command) for command, _ in commands)
         for command, why in commands:
-            self._say(f"   [bold]{command:<{width}}[/]   {why}")
+            self._say("   ", Styled(f"{command:<{width}}", "bold"), f"   {why}")
 
-    def _attempt(self, attempt: Attempt, how: str) -> None:
-        self._say(f"   {attempt.origin} → {attempt.address}:{attempt.port}: [red]{attempt.outcome}[/]{how}")
-        self._say(f"   dropped: {packet_text(attempt.drop)}, reason [bold red]{attempt.drop.reason}[/]")
+    def _attempt(self, attempt: Attempt, *how: Part) -> None:
+        where = f"   {attempt.origin} → {attempt.address}:{attempt.port}: "
+        self._say(where, Styled(attempt.outcome, "red"), *how)
+        self._say(f"   dropped: {packet_text(attempt.drop)}, reason ", Styled(attempt.drop.reason, "bold red"))
 
     def _heading(self, text: str) -> None:
         self._step += 1
-        self._say(f"\n[bold]{self._step}. {text}[/]")
-
-    def _say(self, text: str | Text) -> None:
-        self._console.print(text, soft_wrap=True)
+        self._say()
+        self._say(Styled(f"{self._step}. {text}", "bold"))
 
 
 def _next() -> list[tuple[str, str]]:

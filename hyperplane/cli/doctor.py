@@ -12,7 +12,7 @@ import re
 import resource
 import socket
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -20,6 +20,7 @@ import msgspec
 
 from hyperplane.cli import probes
 from hyperplane.cli.options import Caller
+from hyperplane.cli.terminal import Styled
 from hyperplane.errors import DaemonUnavailable, HyperplaneError
 
 State = Literal["ok", "warn", "fail"]
@@ -29,6 +30,7 @@ ENOUGH_FILES: Final = 16_384
 WATCHES: Final = 8192  # one for each namespace that is watched by its name
 HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage")
 TUN: Final = "/dev/net/tun"
+MOST_NAMED: Final = 3
 # capabilities(7): what the daemon uses. PTRACE: to open another process's namespace.
 CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
 # From which kernel on, and what there is without it.
@@ -55,8 +57,10 @@ def run(caller: Caller, namespaces: Sequence[str], engine_user: str) -> int:
     engine_user: whom the daemon's engine becomes."""
     checks = [one for look in CHECKS for one in look()]
     checks += _io(engine_user)
+    known = _enis(caller)
     for namespace in namespaces or ("",):
         checks += _forwarding(namespace)
+        checks += _crossing(namespace, known)
     checks.append(_daemon(caller))
     if caller.as_json:
         print(msgspec.json.encode(checks).decode())
@@ -66,15 +70,12 @@ def run(caller: Caller, namespaces: Sequence[str], engine_user: str) -> int:
 
 
 def _print(caller: Caller, checks: Sequence[Check]) -> None:
-    from rich.text import Text
-
-    console = caller.console()
+    printer = caller.printer()
     width = max(len(one.check) for one in checks)
     for one in checks:
-        line = Text.assemble((f"{one.state:<6}", STYLES[one.state]), f"{one.check:<{width}}  ", one.found)
-        console.print(line, soft_wrap=True)
+        printer.line(Styled(f"{one.state:<6}", STYLES[one.state]), f"{one.check:<{width}}  ", one.found)
         if one.remedy:
-            console.print(Text(f"{'':<{width + 8}}→ {one.remedy}"), soft_wrap=True)
+            printer.line(f"{'':<{width + 8}}→ {one.remedy}")
 
 
 # Looks
@@ -229,6 +230,38 @@ def _forwarding(namespace: str) -> Iterable[Check]:
     else:
         tools = ", ".join(looked.tools) or "neither nft nor iptables is installed"
         yield Check(f"firewall{where}", "ok", f"no chain drops forwarded packets by default ({tools})")
+
+
+def _crossing(namespace: str, enis: Mapping[str, str]) -> Iterable[Check]:
+    """Whether what ENIs send gets through a VPC's namespace, and the answers back. enis: id by device."""
+    where = f" in {namespace}" if namespace else ""
+    found, problem = probes.crossing(namespace)
+    wrong = [one for one in found if one.settings]
+    if found and not wrong:
+        yield Check(f"ENIs{where}", "ok", "what is beyond the namespace can be reached, and answers come back")
+    if problem or not wrong:
+        return  # then _forwarding() has said it
+    names = [f"{one.device} ({enis[one.device]})" if one.device in enis else one.device for one in wrong]
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    settings = list(dict.fromkeys(setting for one in wrong for setting in one.settings))
+    uplinks = list(dict.fromkeys(name for one in wrong for name in one.uplinks))
+    zero = " and ".join(f"{setting} is 0" for setting in settings)
+    lost = f"nothing beyond {', '.join(uplinks)} can be reached, and no sender is told"
+    # Writing 1 where there is 1 already sets no device.
+    needed = ["net.ipv4.ip_forward"] if not wrong[0].ip_forward else ["net.ipv4.conf.default.forwarding", *settings]
+    prefix = f"ip netns exec {namespace} " if "/" not in namespace and ":" not in namespace and namespace else ""
+    remedy = f"{prefix}sysctl {' '.join(f'{name}=1' for name in needed)}"
+    state: State = "fail" if any(one.nothing for one in wrong) else "warn"
+    yield Check(f"ENIs{where}", state, f"{', '.join(names[:MOST_NAMED])}{more}: {zero}: {lost}", remedy)
+
+
+def _enis(caller: Caller) -> dict[str, str]:
+    """The id of each ENI by its device; none when the daemon does not say."""
+    try:
+        with caller.client() as client:
+            return {one.device: one.id for one in client.enis()}
+    except HyperplaneError:
+        return {}
 
 
 CHECKS: Final[tuple[Callable[[], Iterable[Check]], ...]] = (

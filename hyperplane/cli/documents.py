@@ -117,9 +117,10 @@ def placed(name: str, text: str, error: HyperplaneError) -> HyperplaneError:
 def _text(file: str) -> tuple[str, str]:
     """The file's name, and what it says."""
     try:
+        # A byte order mark, which editors on Windows write in front, is no part of the text.
         if file == "-":
-            return "stdin", sys.stdin.buffer.read().decode()
-        with open(file, encoding="utf-8") as opened:
+            return "stdin", sys.stdin.buffer.read().decode("utf-8-sig")
+        with open(file, encoding="utf-8-sig") as opened:
             return file, opened.read()
     except UnicodeDecodeError as error:
         raise DocumentError(f"{file}: no UTF-8 from byte {error.start} on; TOML is UTF-8") from None
@@ -133,6 +134,6 @@ def _print(caller: Caller, plan: Plan) -> None:
         return
     from hyperplane.cli.tables import plan_lines
 
-    console = caller.console()
+    printer = caller.printer()
     for line in plan_lines(plan):
-        console.print(line, soft_wrap=True)
+        printer.line(*line)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -23,11 +22,11 @@ from hyperplane.resources import (
 )
 
 
-@dataclass(frozen=True)
-class Noun:
+class Noun(msgspec.Struct, frozen=True, kw_only=True):
     """name: as in a command. plural: in sentences. short: for an overview. spec: None where nobody declares it.
 
-    columns: of the list.
+    columns: of the list; spare: those that a narrow terminal leaves out, first what can be missed most; free: the one
+    that may wrap there.
     """
 
     name: str
@@ -35,10 +34,12 @@ class Noun:
     short: str
     help: str
     columns: tuple[str, ...]
-    filters: Mapping[str, str] = field(default_factory=dict)
-    fields: Mapping[str, str] = field(default_factory=dict)
+    spare: tuple[str, ...]
+    free: str = ""
+    filters: Mapping[str, str] = {}
+    fields: Mapping[str, str] = {}
     spec: type[msgspec.Struct] | None = None
-    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    choices: Mapping[str, tuple[str, ...]] = {}
 
     @property
     def word(self) -> str:
@@ -57,6 +58,7 @@ NOUNS: Final = (
         help="Customers' networks: the network namespaces that hold them or their uplinks.",
         spec=VpcSpec,
         columns=("name", "id", "namespace", "dns", "mtu"),
+        spare=("mtu", "dns"),
         filters={"name": NAME, "namespace": "The one in this namespace."},
         fields={
             "namespace": "A name as `ip netns list` shows it, a path, or pid:N.",
@@ -75,6 +77,7 @@ NOUNS: Final = (
         help="Ranges of a VPC that shared interfaces (ENIs) take their addresses from.",
         spec=SubnetSpec,
         columns=("name", "id", "vpc", "cidr", "gateway", "available"),
+        spare=("gateway", "available", "vpc"),
         filters={"name": NAME, "vpc": "Those of this VPC."},
         fields={
             "vpc": "The VPC, by name or id.",
@@ -91,6 +94,8 @@ NOUNS: Final = (
         help="What may be connected to from a VPC's ENIs. No rule, no packet.",
         spec=SecurityGroupSpec,
         columns=("name", "id", "vpc", "rules"),
+        spare=("vpc",),
+        free="rules",
         filters={"name": NAME, "vpc": "Those of this VPC."},
         fields={
             "vpc": "The VPC, by name or id.",
@@ -105,6 +110,7 @@ NOUNS: Final = (
         help="Configurations that environments are started for. Each has an ENI in each of its subnets.",
         spec=FunctionSpec,
         columns=("name", "id", "state", "subnets", "security_groups", "inside_address", "enis"),
+        spare=("enis", "inside_address", "security_groups", "subnets"),
         filters={
             "name": NAME,
             "state": "Those in this state.",
@@ -130,6 +136,7 @@ NOUNS: Final = (
         short="Shared interfaces, which functions make.",
         help="Shared interfaces. Functions make them: one for each account, subnet and set of security groups.",
         columns=("id", "subnet", "security_groups", "addresses", "device", "state", "functions", "environments"),
+        spare=("device", "functions", "security_groups", "environments", "subnet"),
         filters={
             "state": "Those in this state.",
             "vpc": "Those of this VPC.",
@@ -144,6 +151,8 @@ NOUNS: Final = (
         short="Running copies of functions; start, list, show, delete.",
         help="Running copies of functions, each with a tunnel to an ENI.",
         columns=("name", "id", "function", "eni", "namespace", "device", "inside_address", "state", "sender", "reason"),
+        spare=("device", "inside_address", "eni", "function", "namespace", "sender"),
+        free="reason",
         filters={
             "name": NAME,
             "state": "Those in this state.",

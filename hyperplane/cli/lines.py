@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from hyperplane.cli.render import PROTOCOLS, Attached, Changes, Ready, Snapshot, wall_time
+from hyperplane.cli.render import Attached, Changes, Ready, Snapshot
+from hyperplane.cli.words import PROTOCOLS, wall_time
 from hyperplane.model import Counters, Drop, Flow
 
 if TYPE_CHECKING:

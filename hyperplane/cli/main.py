@@ -6,6 +6,7 @@ ready. The others are in failures.py.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -14,16 +15,17 @@ from typing import NoReturn
 from hyperplane.cli import signals
 
 PROGRAM = "hyperplane-nat"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a file says that takes no more
 
 
 def main() -> NoReturn:
     """The console script. All else is imported once signals are taken care of."""
     signals.catch()
+    _open_streams()
     # Shows flows once `nat` runs; until then it must not end the program, which is what it does by default.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
         status = _run(sys.argv[1:])
-        sys.stdout.flush()
     except signals.Interrupted as interrupted:
         text = f"ended by {interrupted.name} before it was done; everything it had made is removed again"
         status = say(text, 128 + interrupted.number)
@@ -33,6 +35,10 @@ def main() -> NoReturn:
         status = 1
     finally:
         signals.ignore()  # Python would set them back to the default, with which the exit code is lost
+    if "asyncio" not in sys.modules:
+        # No thread, loop or device is left. What Python does at its end takes as long as a request.
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 
@@ -48,7 +54,9 @@ def _run(arguments: list[str]) -> int:
     from hyperplane.errors import HyperplaneError
 
     try:
-        return int(group.main(arguments, prog_name=PROGRAM, standalone_mode=False) or 0)
+        status = int(group.main(arguments, prog_name=PROGRAM, standalone_mode=False) or 0)
+        sys.stdout.flush()
+        return status
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         return say(_usage(error.format_message(), context.command_path if context else PROGRAM), error.exit_code)
@@ -59,11 +67,28 @@ def _run(arguments: list[str]) -> int:
         return say(str(error), exit_code(error))
     except BrokenPipeError:
         raise
+    except OSError as error:
+        if error.errno not in FULL or error.filename:
+            return _unexpected(error)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
+        return say(f"standard output cannot be written: {error.strerror}", 1)
     except Exception as error:
-        if os.environ.get("HYPERPLANE_DEBUG"):
-            raise
-        text = f"{type(error).__name__}: {error}"
-        return say(f"unexpected {text}; HYPERPLANE_DEBUG=1 shows where: please report it with that", 1)
+        return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> int:
+    """Of an error that is the program's own. Raises it where its place is asked for."""
+    if os.environ.get("HYPERPLANE_DEBUG"):
+        raise error
+    text = f"{type(error).__name__}: {error}"
+    return say(f"unexpected {text}; HYPERPLANE_DEBUG=1 shows where: please report it with that", 1)
+
+
+def _open_streams() -> None:
+    """What was closed leads nowhere: else the first file or socket that is opened would have its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - until the end
 
 
 def say(text: str, status: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import click
 
-from hyperplane.cli.options import TIMERS, color_option, read_timers
+from hyperplane.cli.options import TIMERS, color_option, read_timers, refuse_empty
 from hyperplane.errors import InvalidValue
 from hyperplane.model import Io, Rule, Timers
 
@@ -26,7 +26,7 @@ def _environments(ctx: click.Context, param: click.Parameter, values: tuple[str,
 
 def _rules(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Rule, ...]:
     try:
-        return tuple(Rule.parse(value) for value in values)
+        return tuple(Rule.declared(value) for value in values)
     except InvalidValue as error:
         raise click.BadParameter(str(error)) from None
 
@@ -93,8 +93,11 @@ def nat(*, as_json: bool, no_color: bool, **values: Any) -> int:
     Once it is ready, SIGUSR1 makes it print flows and drops. Exit codes: 0 ended by a signal, or all environments are
     gone; 1 failed; 2 wrong usage; 128+N ended by signal N before it was ready.
     """
+    refuse_empty(click.get_current_context())
+
     from hyperplane.cli import nat as verb
     from hyperplane.cli.lines import JsonOutput
-    from hyperplane.cli.render import TextOutput, console
+    from hyperplane.cli.render import TextOutput
+    from hyperplane.cli.terminal import Printer
 
-    return verb.run(verb.Plan(**values), JsonOutput() if as_json else TextOutput(console(color=not no_color)))
+    return verb.run(verb.Plan(**values), JsonOutput() if as_json else TextOutput(Printer(color=not no_color)))

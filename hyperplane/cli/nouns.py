@@ -6,14 +6,17 @@ What a command does stands in resource_verbs.py, which is imported when it runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
-from click.shell_completion import CompletionItem
 
 from hyperplane.cli.kinds import BY_NAME, Noun
 from hyperplane.cli.options import Caller, Commands, asks_daemon, field_options, given
+from hyperplane.client.places import instance_name
 from hyperplane.errors import HyperplaneError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 QUIET_HELP: Final = "Ids only, one a line."
 Act = Callable[..., int]
@@ -23,10 +26,12 @@ def refs(noun: str) -> Callable[..., list[CompletionItem]]:
     """Completes names that the daemon knows; none when it does not answer."""
 
     def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
         from hyperplane.cli.asking import every
 
-        caller = Caller(context.params.get("instance") or "default", context.params.get("account"))
         try:
+            caller = Caller(context.params.get("instance") or instance_name(), context.params.get("account"))
             with caller.client() as client:
                 names = [item.name for item in every(client, noun, account=caller.own)]
         except HyperplaneError:
@@ -184,9 +189,10 @@ def _environment() -> click.Group:
     return group
 
 
-vpc = make(BY_NAME["vpc"])
-subnet = make(BY_NAME["subnet"])
-security_group = make(BY_NAME["security-group"])
-function = make(BY_NAME["function"])
-eni = make(BY_NAME["eni"])
-environment = _environment()
+def __getattr__(name: str) -> click.Group:
+    """The group of a noun, such as `security_group`: made when it is asked for, since one is."""
+    if name == "environment":
+        return _environment()
+    if noun := BY_NAME.get(name.replace("_", "-")):
+        return make(noun)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hyperplane.cli.options import Caller, asks_daemon, color_option, instance_option, json_option
+from hyperplane.cli.options import Caller, asks_daemon, color_option, instance_option, json_option, refuse_empty
 
 
 @click.command(short_help="Say how daemon and engine are.")
@@ -33,6 +33,8 @@ def doctor(namespaces: tuple[str, ...], engine_user: str, instance: str, as_json
 
     Needs no daemon and changes nothing. Exit code 1 when something is missing that the daemon cannot do without.
     """
+    refuse_empty(click.get_current_context())
+
     from hyperplane.cli import doctor as verb
 
     return verb.run(Caller(instance, None, as_json, no_color), namespaces, engine_user)

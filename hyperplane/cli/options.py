@@ -5,28 +5,27 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin
 
 import click
 import msgspec
+from click.core import ParameterSource
 
+from hyperplane.client.places import INSTANCE, INSTANCE_VARIABLE, check_instance
 from hyperplane.errors import InvalidValue
 from hyperplane.model import Timers
 from hyperplane.resources import DEFAULT_ACCOUNT
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from hyperplane.cli.terminal import Printer
     from hyperplane.client import SyncClient
 
+EMPTY: Final = "it is empty: give a value, or leave it out"
 TIMERS: Final = Timers.__struct_fields__
-INSTANCE: Final = "HYPERPLANE_INSTANCE"
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """What every command that asks the daemon was given. account: None where none was given."""
 
     instance: str
@@ -44,10 +43,10 @@ class Caller:
 
         return SyncClient(self.instance)
 
-    def console(self) -> Console:
-        from hyperplane.cli.render import console
+    def printer(self) -> Printer:
+        from hyperplane.cli.terminal import Printer
 
-        return console(color=not self.no_color)
+        return Printer(color=not self.no_color)
 
 
 class Commands(click.Group):
@@ -62,9 +61,18 @@ class Commands(click.Group):
 
 def instance_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
-        "--instance", metavar="NAME", envvar=INSTANCE, default="default", show_default=True,
-        help=f"Which daemon, where several run ({INSTANCE}).",
+        "--instance", metavar="NAME", envvar=INSTANCE_VARIABLE, default=INSTANCE, show_default=True,
+        help=f"Which daemon, where several run ({INSTANCE_VARIABLE}).", callback=_instance,
     )(command)  # fmt: skip
+
+
+def _instance(context: click.Context, option: click.Parameter, value: str) -> str:
+    given = context.get_parameter_source(option.name or "")
+    what = INSTANCE_VARIABLE if given is ParameterSource.ENVIRONMENT else "--instance"
+    try:
+        return check_instance(value, what)
+    except InvalidValue as error:
+        raise click.UsageError(str(error), context) from None
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,12 +88,36 @@ def asks_daemon(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def run(*, instance: str, account: str | None, as_json: bool, no_color: bool, **values: Any) -> Any:
+        refuse_empty(click.get_current_context())
         return command(Caller(instance, account, as_json, no_color), **values)
 
     account_option = click.option(
         "--account", metavar="NAME", help=f"Whose ({DEFAULT_ACCOUNT}; lists of resources show everybody's)."
     )
     return account_option(instance_option(json_option(color_option(run))))
+
+
+def refuse_empty(context: click.Context) -> None:
+    """An empty text is what a shell makes of a variable that is not set, and hardly ever meant; bytes that are no UTF-8
+    are nobody's name. Raises click.BadParameter. Options with several values refuse empty ones themselves."""
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if context.get_parameter_source(name) is ParameterSource.DEFAULT:
+            continue
+        value = context.params.get(name)
+        if value == "" or (isinstance(value, tuple) and "" in value):
+            raise click.BadParameter(EMPTY, context, parameter)
+        if any(isinstance(one, str) and not one.isprintable() and _foreign(one) for one in _each(value)):
+            raise click.BadParameter("it is no UTF-8", context, parameter)
+
+
+def _each(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+def _foreign(text: str) -> bool:
+    """Whether a text holds bytes that were no UTF-8: os.fsdecode() makes surrogates of them."""
+    return any("\udc80" <= one <= "\udcff" for one in text)
 
 
 # Options from fields
@@ -117,7 +149,8 @@ def _option(field: msgspec.structs.FieldInfo, text: str, *, update: bool) -> cli
         return click.Option([flag], type=click.Choice(get_args(kind)), **settings)
     if get_origin(kind) is tuple:
         settings["help"] += " Repeat it, or put commas between."
-        return click.Option([flag], multiple=True, metavar=_metavar(get_args(kind)[0]), callback=_words, **settings)
+        settings |= {"metavar": _metavar(get_args(kind)[0]), "callback": _emptied if update else _words}
+        return click.Option([flag], multiple=True, **settings)
     numbers: dict[Any, Any] = {int: click.INT, float: click.FLOAT}
     return click.Option([flag], type=numbers.get(kind, click.STRING), metavar=_metavar(kind), **settings)
 
@@ -127,7 +160,15 @@ def _metavar(kind: Any) -> str:
 
 
 def _words(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> list[str] | None:
-    """Commas part the values; `--dns ""` is an empty list, no `--dns` none at all."""
+    """Commas part the values; none were given without the option."""
+    found = _emptied(context, option, values)
+    if found == []:
+        raise click.BadParameter(EMPTY)
+    return found
+
+
+def _emptied(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> list[str] | None:
+    """As _words(), but `--dns ""` is an empty list."""
     if not values:
         return None
     return [word.strip() for value in values for word in value.split(",") if word.strip()]

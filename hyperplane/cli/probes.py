@@ -65,6 +65,20 @@ class Forwarding:
     unseen: str = ""
 
 
+@dataclass(frozen=True)
+class Crossing:
+    """Of an ENI's device: what is 0 and would have to be 1 for its packets to get to and from these uplinks.
+
+    nothing: by no uplink at all.
+    """
+
+    device: str
+    settings: list[str]
+    uplinks: list[str]
+    nothing: bool
+    ip_forward: bool
+
+
 def forwarding(namespace: str) -> tuple[Forwarding, str]:
     """What a namespace would drop; or why it could not be looked at. "": the one that we are in."""
     found, problem = _in_child(lambda: _forwarding(namespace))
@@ -79,13 +93,42 @@ def number(path: Path) -> int:
         return -1
 
 
-def _forwarding(namespace: str) -> dict[str, Any]:
+def crossing(namespace: str) -> tuple[list[Crossing], str]:
+    """Of each ENI whose device is in a namespace; or why that could not be looked at. "": the one that we are in."""
+    found, problem = _in_child(lambda: _crossing(namespace))
+    return [Crossing(**one) for one in found or ()], problem
+
+
+def _crossing(namespace: str) -> list[dict[str, Any]]:
+    from hyperplane.linux.forwarding import look, troubles
+
+    _enter(namespace)
+    devices, routed = look()
+    enis = [one.name for one in devices if one.kind == "tun" and one.name.startswith("eni")]
+    found = ((eni, troubles(eni, devices, routed, enis)) for eni in enis)
+    return [
+        {
+            "device": eni,
+            "settings": [one.setting for one in each],
+            "uplinks": sorted({name for one in each for name in one.uplinks}),
+            "nothing": any(one.hopeless for one in each),
+            "ip_forward": number(PROC / "net/ipv4/ip_forward") == 1,
+        }
+        for eni, each in found
+    ]
+
+
+def _enter(namespace: str) -> None:
     if namespace:
         from hyperplane.linux.namespaces import CLONE_NEWNET, LIBC, open_namespace
 
         with open_namespace(namespace) as found:
             if LIBC.setns(found.fd, CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _forwarding(namespace: str) -> dict[str, Any]:
+    _enter(namespace)
     tools = [name for name in ("nft", "iptables") if shutil.which(name, path=SYSTEM_PATH)]
     root = os.geteuid() == 0
     return {

@@ -13,7 +13,7 @@ from hyperplane.cli.options import Caller
 from hyperplane.codec import convert, to_json, to_text
 from hyperplane.errors import InvalidValue, ResourceNotFound
 from hyperplane.model import Timers
-from hyperplane.resources import EnvironmentSpec
+from hyperplane.resources import Environment, EnvironmentSpec, EnvironmentState
 
 
 def print_json(value: Any) -> None:
@@ -31,7 +31,8 @@ def show_list(caller: Caller, noun: Noun, filters: Mapping[str, Any], *, quiet: 
         elif items:
             from hyperplane.cli.tables import resource_table
 
-            caller.console().print(resource_table(noun, items, Names(client)))
+            printer = caller.printer()
+            printer.table(resource_table(noun, items, Names(client), short=printer.width > 0))
         else:
             print(f"no {noun.plural}")
     return 0
@@ -111,9 +112,12 @@ def _show(caller: Caller, client: Any, item: Any) -> int:
     if caller.as_json:
         print_json(item)
     else:
-        from hyperplane.cli.tables import resource_lines
+        from hyperplane.cli.tables import resolver_lines, resource_lines
 
-        caller.console().print(resource_lines(item, Names(client)))
+        lines = resource_lines(item, Names(client))
+        if isinstance(item, Environment) and item.state is not EnvironmentState.ENDED:
+            lines += resolver_lines(item, client.get_vpc(client.get_eni(item.eni, account=item.account).vpc).dns)
+        caller.printer().pairs(lines)
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from hyperplane.cli.nouns import refs
-from hyperplane.cli.options import Caller, instance_option
+from hyperplane.cli.options import Caller, instance_option, refuse_empty
 
 FAILED = 125
 
@@ -44,7 +44,10 @@ class Wrapper(click.Command):
 
     def make_context(self, *arguments: Any, **more: Any) -> click.Context:
         try:
-            return super().make_context(*arguments, **more)
+            context = super().make_context(*arguments, **more)
+            if not context.resilient_parsing:
+                refuse_empty(context)
+            return context
         except click.UsageError as error:
             raise Misused(error) from None
 

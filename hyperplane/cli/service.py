@@ -8,7 +8,7 @@ from typing import Any, Final, get_args
 
 import click
 
-from hyperplane.cli.options import given, instance_option
+from hyperplane.cli.options import EMPTY, given, instance_option, refuse_empty
 from hyperplane.model import Io
 
 LEVELS: Final = ("debug", "info", "warning", "error")
@@ -32,6 +32,12 @@ ENGINE: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
 ENGINE_FIELDS: Final = tuple(flags.partition("/")[0][2:].replace("-", "_") for flags, _ in ENGINE)
 
 
+def _directory(context: click.Context, option: click.Parameter, value: str | None) -> Path | None:
+    if value == "":  # as a path it would be the working directory
+        raise click.BadParameter(EMPTY)
+    return None if value is None else Path(value)
+
+
 def _engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for flags, settings in reversed(ENGINE):
         command = click.option(flags, **settings)(command)
@@ -48,9 +54,12 @@ def _apart(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 @click.command(short_help="Serve: keep what is declared, attach environments.")
 @instance_option
 @click.option("--group", metavar="GROUP", help="Whose members may use it (default: hyperplane-nat, if there is one).")
-@click.option("--run-dir", type=Path, metavar="DIRECTORY", help="Sockets (HYPERPLANE_RUN_DIR, /run/hyperplane-nat).")
 @click.option(
-    "--state-dir", type=Path, metavar="DIRECTORY", help="Database (HYPERPLANE_STATE_DIR, /var/lib/hyperplane-nat).",
+    "--run-dir", callback=_directory, metavar="DIRECTORY", help="Sockets (HYPERPLANE_RUN_DIR, /run/hyperplane-nat)."
+)
+@click.option(
+    "--state-dir", callback=_directory, metavar="DIRECTORY",
+    help="Database (HYPERPLANE_STATE_DIR, /var/lib/hyperplane-nat).",
 )  # fmt: skip
 @click.option(
     "--log-format", type=click.Choice(("auto", "console", "json")),
@@ -71,6 +80,8 @@ def daemon(**values: Any) -> int:
     Adopts the instance's engine, or starts one. The engine outlives the daemon: connections go on while the daemon is
     stopped, killed or upgraded. `hyperplane-nat stop --engine` ends both.
     """
+    refuse_empty(click.get_current_context())
+
     from hyperplane.daemon import main as verb
 
     engine, chosen = _apart(values)
@@ -79,7 +90,7 @@ def daemon(**values: Any) -> int:
 
 @click.command(short_help="The process that translates; the daemon starts it.")
 @instance_option
-@click.option("--run-dir", type=Path, metavar="DIRECTORY", help="Where its socket is (that of the instance).")
+@click.option("--run-dir", callback=_directory, metavar="DIRECTORY", help="Where its socket is (that of the instance).")
 @click.option("--user", metavar="USER", help="Whom it becomes once its socket is there (nobody).")
 @click.option(
     "--patience", type=click.FloatRange(0), metavar="SECONDS",
@@ -92,6 +103,8 @@ def engine(instance: str, run_dir: Path | None, **values: Any) -> int:
 
     Daemons start it, and come and go while it works. It ends by SIGTERM.
     """
+    refuse_empty(click.get_current_context())
+
     from hyperplane import engine as verb
     from hyperplane.daemon.places import Places
 
@@ -103,7 +116,7 @@ def engine(instance: str, run_dir: Path | None, **values: Any) -> int:
 @click.command(short_help="End the daemon, and the engine too if asked.")
 @instance_option
 @click.option("--engine", is_flag=True, help="The engine too: connections end.")
-@click.option("--run-dir", type=Path, metavar="DIRECTORY", help="As the daemon was given it.")
+@click.option("--run-dir", callback=_directory, metavar="DIRECTORY", help="As the daemon was given it.")
 @click.option(
     "--timeout", type=click.FloatRange(0), default=30.0, show_default=True, metavar="SECONDS",
     help="How long to wait until it is gone.",

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hyperplane.cli.kinds import BY_NAME
 from hyperplane.cli.options import Caller
-from hyperplane.cli.render import drops_text, duration, many, volume
 from hyperplane.cli.resource_verbs import print_json
+from hyperplane.cli.terminal import Part, Styled
+from hyperplane.cli.words import drops_text, duration, many, volume
 from hyperplane.errors import DaemonUnavailable, PermissionMissing
 from hyperplane.resources import Problem
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def show(caller: Caller) -> int:
@@ -34,34 +33,26 @@ def show(caller: Caller) -> int:
     if caller.as_json:
         print_json(status)
     else:
-        caller.console().print(_table(status), soft_wrap=False)
+        caller.printer().pairs(_lines(status))
     return 0
 
 
-def _table(status: Any) -> Table:
-    import time
-
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
+def _lines(status: Any) -> list[tuple[str, Part]]:
     up = duration(time.time() - status.started)
-    table.add_row("daemon", f"{status.version}, instance {status.instance}, pid {status.pid}, up {up}")
-    table.add_row("engine", _engine(status.engine) if status.engine else Text("does not run", "red"))
-    for number, worker in enumerate(status.engine.status.workers if status.engine else ()):
-        if len(status.engine.status.workers) > 1:
-            table.add_row(f"worker {number}", _worker(worker))
-    table.add_row("resources", ", ".join(_counted(status.resources)) or "none")
+    lines: list[tuple[str, Part]] = [
+        ("daemon", f"{status.version}, instance {status.instance}, pid {status.pid}, up {up}"),
+        ("engine", _engine(status.engine) if status.engine else Styled("does not run", "red")),
+    ]
+    workers = status.engine.status.workers if status.engine else ()
+    if len(workers) > 1:
+        lines += [(f"worker {number}", _worker(worker)) for number, worker in enumerate(workers)]
+    lines.append(("resources", ", ".join(_counted(status.resources)) or "none"))
     traffic = status.traffic
     out, back = volume(traffic.bytes_out), volume(traffic.bytes_in)
-    table.add_row("traffic", f"out {out}, in {back}; dropped packets: {drops_text(traffic.drops)}")
+    lines.append(("traffic", f"out {out}, in {back}; dropped packets: {drops_text(traffic.drops)}"))
     if status.pool:
-        table.add_row("pool", f"{many(status.pool, 'fresh environment')} ready")
-    for notice in status.notices:
-        table.add_row("notice", Text(notice, "yellow"))
-    return table
+        lines.append(("pool", f"{many(status.pool, 'fresh environment')} ready"))
+    return lines + [("notice", Styled(notice, "yellow")) for notice in status.notices]
 
 
 def _engine(engine: Any) -> str:

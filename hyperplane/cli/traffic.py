@@ -8,9 +8,9 @@ import click
 
 from hyperplane.cli.nouns import refs
 from hyperplane.cli.options import Caller, Commands, asks_daemon, given
-from hyperplane.model import FlowState, Protocol, Reason
+from hyperplane.model import DROP_REASONS, FlowState, Protocol
 
-REASONS: Final = [str(reason) for reason in Reason if reason is not Reason.NONE]
+REASONS: Final = [str(reason) for reason in DROP_REASONS]
 
 
 @click.group(cls=Commands, short_help="Connections, and UDP and ICMP exchanges.")
@@ -52,9 +52,7 @@ def show_flow(caller: Caller, flow_id: int) -> int:
 @drop.command("list")
 @click.option("--environment", metavar="REF", help="Of this environment.", shell_complete=refs("environment"))
 @click.option("--eni", metavar="REF", help="Of this ENI.", shell_complete=refs("eni"))
-@click.option(
-    "--reason", type=click.Choice([str(reason) for reason in Reason][1:]), metavar="REASON", help="For this reason."
-)
+@click.option("--reason", type=click.Choice(REASONS), metavar="REASON", help="For this reason.")
 @click.option("--after", type=click.IntRange(0), metavar="N", help="Those with a higher number.")
 @asks_daemon
 def list_drops(caller: Caller, **filters: Any) -> int:

@@ -21,11 +21,12 @@ def flows(caller: Caller, filters: Mapping[str, Any], *, quiet: bool) -> int:
         elif caller.as_json:
             print_json(found)
         elif found:
-            from hyperplane.cli.render import boot_time, flow_table
+            from hyperplane.cli.tables import flow_table
+            from hyperplane.cli.words import boot_time
 
-            console, names = caller.console(), Names(client)
+            names = Names(client)
             named = [msgspec.structs.replace(flow, tunnel=names.of("environment", flow.tunnel)) for flow in found]
-            console.print(flow_table(named, boot_time(), len(named), console.width))
+            caller.printer().table(flow_table(named, boot_time(), len(named)))
         else:
             print("no flows")
     return 0
@@ -37,11 +38,11 @@ def show_flow(caller: Caller, flow_id: int) -> int:
         if caller.as_json:
             print_json(flow)
         else:
-            from hyperplane.cli.render import boot_time, flow_table
+            from hyperplane.cli.tables import flow_table
+            from hyperplane.cli.words import boot_time
 
             named = msgspec.structs.replace(flow, tunnel=Names(client).of("environment", flow.tunnel))
-            console = caller.console()
-            console.print(flow_table([named], boot_time(), 1, console.width))
+            caller.printer().table(flow_table([named], boot_time(), 1))
     return 0
 
 
@@ -51,11 +52,12 @@ def drops(caller: Caller, filters: Mapping[str, Any]) -> int:
         if caller.as_json:
             print_json(found)
         elif found:
-            from hyperplane.cli.render import boot_time, drop_table
+            from hyperplane.cli.tables import drop_table
+            from hyperplane.cli.words import boot_time
 
             names = Names(client)
             named = [msgspec.structs.replace(drop, link=names.of("environment", drop.link)) for drop in found]
-            caller.console().print(drop_table(named, boot_time()))
+            caller.printer().table(drop_table(named, boot_time()))
         else:
             print("no dropped packets are remembered")
     return 0

@@ -53,13 +53,13 @@ T = TypeVar("T")
 class Client:
     """Speaks to the daemon of an instance: one method per route of its API.
 
-    instance: the daemon's name; path: of its API's socket, instead. timeout: seconds for one call. A context manager
-    of one event loop; connections are kept and shared. Every method raises, besides what it says itself, InvalidValue
-    for what cannot be right, DaemonUnavailable when nobody answers, and ProtocolMismatch when daemon and client are of
-    versions that do not fit.
+    instance: the daemon's name, HYPERPLANE_INSTANCE's or `default` unless given (InvalidValue for what is no name);
+    path: of its API's socket, instead. timeout: seconds for one call. A context manager of one event loop; connections
+    are kept and shared. Every method raises, besides what it says itself, InvalidValue for what cannot be right,
+    DaemonUnavailable when nobody answers, and ProtocolMismatch when daemon and client are of versions that do not fit.
     """
 
-    def __init__(self, instance: str = "default", path: str | Path | None = None, *, timeout: float = 60.0) -> None:
+    def __init__(self, instance: str | None = None, path: str | Path | None = None, *, timeout: float = 60.0) -> None:
         self.path = Path(path) if path else socket_path(instance)
         self.timeout = timeout
         self._session: aiohttp.ClientSession | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar, cast
 from urllib.parse import quote, urlencode
 
@@ -22,8 +21,7 @@ WITH_BODY: Final = {**HEADERS, "Content-Type": "application/json"}
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
+class Call(msgspec.Struct, Generic[T], frozen=True):
     """One request. target: path and query. answer: what the body holds: a struct, None for nothing, bytes as it is.
 
     accepted: statuses of success beside those below 400.
@@ -34,7 +32,7 @@ class Call(Generic[T]):
     answer: Any
     body: bytes | None = None
     accepted: tuple[int, ...] = ()
-    headers: dict[str, str] = field(default_factory=lambda: HEADERS)
+    headers: Mapping[str, str] = msgspec.field(default_factory=lambda: HEADERS)
 
     def read(self, status: int, version: str | None, body: bytes) -> T:
         """Raises what the daemon raised, or ProtocolMismatch."""
@@ -92,7 +90,7 @@ def application(document: Document | ApplyRequest, *, dry_run: bool, prune: bool
     return ApplyRequest(document=document, dry_run=dry_run, prune=prune)
 
 
-def _content(body: Any) -> tuple[bytes | None, tuple[int, ...], dict[str, str]]:
+def _content(body: Any) -> tuple[bytes | None, tuple[int, ...], Mapping[str, str]]:
     return (None, (), HEADERS) if body is None else (to_json(body), (), WITH_BODY)
 
 

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import http.client
 import select
 import socket
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from hyperplane.client import calls, passing
 from hyperplane.client.answers import Listed
+from hyperplane.client.connection import Answer, BadAnswer, Connection
 from hyperplane.client.failures import VERSION_HEADER, silent, unavailable
-from hyperplane.client.filters import (
-    DropFilters,
-    EniFilters,
-    EnvironmentFilters,
-    FlowFilters,
-    FunctionFilters,
-    SecurityGroupFilters,
-    SubnetFilters,
-    VpcFilters,
-)
 from hyperplane.client.places import socket_path
 from hyperplane.model import Drop, Flow
 from hyperplane.resources import (
@@ -46,21 +36,35 @@ from hyperplane.resources import (
     VpcSpec,
 )
 
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from hyperplane.client.filters import (
+        DropFilters,
+        EniFilters,
+        EnvironmentFilters,
+        FlowFilters,
+        FunctionFilters,
+        SecurityGroupFilters,
+        SubnetFilters,
+        VpcFilters,
+    )
+
 T = TypeVar("T")
 
 
 class SyncClient:
     """Client's methods, blocking. One connection, kept and used by one call at a time; any thread may call.
 
-    instance: the daemon's name; path: of its API's socket, instead. timeout: seconds for one call. A context manager.
-    Errors are those of Client.
+    instance: the daemon's name, HYPERPLANE_INSTANCE's or `default` unless given; path: of its API's socket, instead.
+    timeout: seconds for one call. A context manager. Errors are those of Client.
     """
 
-    def __init__(self, instance: str = "default", path: str | Path | None = None, *, timeout: float = 60.0) -> None:
+    def __init__(self, instance: str | None = None, path: str | Path | None = None, *, timeout: float = 60.0) -> None:
         self.path = Path(path) if path else socket_path(instance)
         self.timeout = timeout
         self._lock = threading.Lock()
-        self._connection = _Connection(self.path, timeout)
+        self._connection = Connection(self.path, timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -77,23 +81,21 @@ class SyncClient:
 
     def _do(self, call: calls.Call[T]) -> T:
         with self._lock:
-            answer, body = self._exchange(call)
-        return call.read(answer.status, answer.headers.get(VERSION_HEADER), body)
+            answer = self._exchange(call)
+        return call.read(answer.status, answer.headers.get(VERSION_HEADER.lower()), answer.body)
 
-    def _exchange(self, call: calls.Call[Any]) -> tuple[http.client.HTTPResponse, bytes]:
+    def _exchange(self, call: calls.Call[Any]) -> Answer:
         connection = self._connection
         try:
             if connection.sock and _has_ended(connection.sock):
                 connection.close()
             if connection.sock is None:
                 self._connect()
-            connection.request(call.method, call.target, call.body, call.headers)
-            answer = connection.getresponse()
-            return answer, answer.read()
+            return connection.exchange(call.method, call.target, call.body, call.headers)
         except TimeoutError:
             connection.close()
             raise silent(self.path, self.timeout) from None
-        except (http.client.HTTPException, OSError):
+        except (BadAnswer, OSError):
             connection.close()
             raise unavailable(self.path, None) from None
         except BaseException:  # Ctrl-C: the answer is still to come, on a connection that must not be used again
@@ -366,17 +368,6 @@ class SyncClient:
     def openapi(self) -> dict[str, Any]:
         """The API's OpenAPI document."""
         return self._do(calls.get("/openapi.json", dict[str, Any]))
-
-
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
 
 
 def _has_ended(sock: socket.socket) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address
 from random import Random
 from typing import Any
 
@@ -247,6 +248,11 @@ class Control:
     def tunnels(self) -> tuple[TunnelSpec, ...]:
         """Of the fresh environments that may be started next: of functions that are Active, on ENIs that are up."""
         return tuple(dict.fromkeys(self._environments.tunnels()))
+
+    def resolvers(self, eni: str) -> tuple[IPv4Address, ...]:
+        """Those of its VPC; none for an ENI that is no more."""
+        found = self._state.enis.get(eni)
+        return self._state.vpcs[found.vpc].dns if found else ()
 
     def end_environment(self, ref: str, account: str | None, drain: float, now: float) -> Environment:
         """Detaching, or ended when it waited for its ENI still; one that has ended stays as it is. A shorter drain

@@ -223,7 +223,7 @@ def _rules(spec: SecurityGroupSpec, most: int) -> tuple[str, ...]:
     found = []
     for position, text in enumerate(spec.rules):
         try:
-            found.append(str(Rule.parse(text)))
+            found.append(str(Rule.declared(text)))
         except HyperplaneError as error:
             field = f"rules[{position}]"
             raise InvalidSecurityGroup(error.message, resource=spec.name, remedy=error.remedy, field=field) from None

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv4Address
 from pathlib import PurePath
 from typing import Any
 
@@ -107,7 +108,7 @@ class Actuator:
                     vpc=self._enis.vpc_key(environment.eni),
                     check=partial(self._check, check, environment),
                 )
-            device = self._fresh.make(shape)
+            device = self._fresh.make(shape, action.dns)
             if device.namespace:
                 self.occupied.take_namespace(device.namespace, device.device, environment.id)
             return device
@@ -115,10 +116,10 @@ class Actuator:
             self.occupied.release(environment.id)
             raise
 
-    def prepare(self, id_: str, tunnel: TunnelSpec) -> Namespace:
-        """A fresh namespace with the tunnel of an environment that has yet to come: nobody is in it. Raises as
-        attach()."""
-        device = self._fresh.make(shape_of(tunnel))
+    def prepare(self, id_: str, tunnel: TunnelSpec, dns: tuple[IPv4Address, ...] = ()) -> Namespace:
+        """A fresh namespace with the tunnel of an environment that has yet to come: nobody is in it. dns: the VPC's.
+        Raises as attach()."""
+        device = self._fresh.make(shape_of(tunnel), dns)
         assert device.namespace
         try:
             self.occupied.take_namespace(device.namespace, device.device, id_)

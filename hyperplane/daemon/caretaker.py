@@ -125,10 +125,8 @@ class Caretaker:
         action = self._control.make_action(id_)
         lost: tuple[Difference, ...] = ()
         try:
-            adopted = await self._executor.run_for_eni(self._enis.adopt, eni, action.namespace)
+            await self._executor.run_for_eni(self._enis.adopt, eni, action.namespace)
             try:
-                if adopted is None:
-                    raise DeviceLost("missing")
                 report: Report = await self._executor.run_for_eni(self._enis.look_after, id_, thorough)
             except DeviceLost as error:
                 if reason := await self._executor.run_for_eni(process_lost, action.namespace, action.internals):
@@ -143,8 +141,8 @@ class Caretaker:
             self._executor.lose_eni(id_, str(error))
             return Report(lost)
         except HyperplaneError as error:
-            if not lost:
-                raise
+            if not lost or self._engine.link(id_):
+                raise  # it is tried again
             self._executor.lose_eni(id_, str(error))
             return Report(lost)
         _tell("eni", id_, report.differences)

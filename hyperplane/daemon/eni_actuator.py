@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from hyperplane.control import MakeEni, RemoveEni, UpdateEni
 from hyperplane.daemon.points import NO_POINTS, CommitPoints
 from hyperplane.daemon.whereabouts import namespace_key
-from hyperplane.errors import HyperplaneError
+from hyperplane.errors import HyperplaneError, NamespaceNotFound
 from hyperplane.ipc.messages import LinkSpec
 from hyperplane.ipc.mirror import Link
 from hyperplane.ipc.remote import RemoteEngine
@@ -50,10 +50,22 @@ class EniActuator:
             return found
         if self._engine.link(eni.id):
             self._close(self._engine.remove(eni.id))
+        made = self._create(action)
+        self._tell(action, made)
+        return made.namespace
+
+    def _create(self, action: MakeEni, *, again: bool = False) -> EniDevice:
+        eni = action.eni
         with open_namespace(action.namespace) as namespace, self._threads.inside(namespace.fd):
             workers = int(self._engine.config.get("workers", 1))
-            made = create_eni(namespace, device=eni.device, addresses=eni.addresses, mtu=eni.mtu, queues=workers)
+            made = create_eni(
+                namespace, device=eni.device, addresses=eni.addresses, mtu=eni.mtu, queues=workers, again=again
+            )
         self._point("eni device made")
+        return made
+
+    def _tell(self, action: MakeEni, made: EniDevice) -> None:
+        """The engine. Raises HalfWay; then nothing is left of what was made."""
         try:
             spec = replace(eni_spec(action), queues=made.queues, steered=made.steered)
             self._engine.add(spec, made.fd, made.more)
@@ -62,8 +74,7 @@ class EniActuator:
             close_all(made.more)
             raise HalfWay(error, self._reaper.close(made.fd)) from None
         self._point("eni told")
-        self._enis[eni.id] = made
-        return made.namespace
+        self._enis[action.eni.id] = made
 
     def adopt(self, eni: Eni, namespace: str) -> Namespace | None:
         """Takes over an ENI that a predecessor made; None when there is none, or it is not as it should be."""
@@ -88,21 +99,26 @@ class EniActuator:
             raise DeviceLost(DELETED)
         with open_namespace(made.namespace.path or made.namespace.name) as found:
             if found.key != made.namespace.key:
-                raise DeviceLost(DELETED)
+                raise NamespaceNotFound(f"namespace {found.name} is another one", resource=found.name)
             with self._threads.inside(found.fd):
                 return made.put_right(thorough=thorough)
 
     def remake(self, action: MakeEni) -> Namespace:
         """For one whose device is no more: makes it anew, and puts the tunnels that are on it onto the new one.
 
-        Their flows are lost. A tunnel that the engine refuses is gone. Raises as make(); then all are gone.
+        Their flows are lost. A tunnel that the engine refuses is gone. Raises as make(): when the device cannot be made
+        all stays as it is; when the engine refuses it, all are gone.
         """
         id_ = action.eni.id
+        old = self._enis.get(id_)
+        made = self._create(action, again=old is not None)
         tunnels = [link for link in self._engine.links() if link.spec.eni == id_]
         held = [(link.spec, self._engine.remove(link.spec.id)) for link in tunnels]
-        self._enis.pop(id_, None)
         try:
-            namespace = self.make(action)
+            self._close(self._engine.remove(id_))
+            if old:
+                old.forget()  # what was set for it is the new one's
+            self._tell(action, made)
             while held:
                 spec, fd = held[-1]
                 try:
@@ -113,7 +129,7 @@ class EniActuator:
         finally:
             for _, fd in held:
                 self._close(fd)
-        return namespace
+        return made.namespace
 
     def remove_stranger(self, link: Link) -> Future[None] | None:
         """A link that nobody knows; an ENI after its tunnels. Raises EngineError."""

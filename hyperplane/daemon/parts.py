@@ -151,12 +151,14 @@ class Daemon:
             supervisor=supervisor,
             descriptors=descriptors,
             pool=pool,
+            fresh=fresh,
             notices=(*store.notices, *about_engine),
             point=self._point,
         )
         self._reconciler = reconciler
         self.service.reading.start()
         stack.push_async_callback(self.service.reading.close)
+        await self.service.set_resolvers()
         pool.start()
         stack.callback(descriptors.close)
         descriptors.open(places.descriptors, self._gid)

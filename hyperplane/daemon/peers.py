@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from posixpath import normpath
 from typing import Final
 
 from hyperplane.api.service import Peer
 from hyperplane.errors import AccessDenied, InvalidValue, NamespaceNotFound
 from hyperplane.linux.namespaces import Namespace, owner_of
 
-SELF: Final = re.compile(r"/+proc/+(?:self|thread-self)/")
+# What proc(5) shows to each process of itself, and the links to it in /dev.
+OWN_VIEW: Final = re.compile(r"/?(/proc/(?:thread-)?self|/dev/(?:fd|stdin|stdout|stderr))(?:/|$)")
 PROCESS: Final = re.compile(r"(?:pid:|/proc/)(\d{1,9})(?:/ns/net)?")
 
 
@@ -70,9 +72,9 @@ def check_vpc(target: str, peer: Peer, *, field: str = "namespace") -> None:
 
 
 def _check_self(target: str, field: str) -> None:
-    if SELF.match(target):
+    if match := OWN_VIEW.match(normpath(target)):
         remedy = "give the number of your own process: pid:N, or /proc/N/..."
-        raise InvalidValue("/proc/self is the daemon's own", resource=target, remedy=remedy, field=field)
+        raise InvalidValue(f"{match[1]} is the daemon's own", resource=target, remedy=remedy, field=field)
 
 
 def _check_process(process: int, peer: Peer) -> None:

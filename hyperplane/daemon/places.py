@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from hyperplane.client.places import RUN_DIR, RUN_DIR_VARIABLE, check_instance
 from hyperplane.errors import InvalidValue
 
-RUN_DIR, STATE_DIR = "/run/hyperplane-nat", "/var/lib/hyperplane-nat"
-RUN_DIR_VARIABLE, STATE_DIR_VARIABLE = "HYPERPLANE_RUN_DIR", "HYPERPLANE_STATE_DIR"
-INSTANCE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+STATE_DIR: Final = "/var/lib/hyperplane-nat"
+STATE_DIR_VARIABLE: Final = "HYPERPLANE_STATE_DIR"
 LONGEST_SOCKET_PATH: Final = 107  # struct sockaddr_un, unix(7)
 
 
@@ -29,9 +28,7 @@ class Places:
     state_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        if not INSTANCE_NAME.fullmatch(self.instance):
-            limit = "1 to 64 letters, digits, and _ . -"
-            raise InvalidValue(f"instance name is {self.instance!r}", resource="instance", limit=limit)
+        check_instance(self.instance)
         if len(os.fsencode(self.descriptors)) > LONGEST_SOCKET_PATH:
             limit = f"{LONGEST_SOCKET_PATH} bytes in a socket's path"
             remedy = f"give a shorter directory ({RUN_DIR_VARIABLE})"

@@ -95,6 +95,10 @@ class Pool:
         """Of those that are ready."""
         return tuple(self._of)
 
+    def namespaces(self) -> dict[str, str]:
+        """Of those that are ready, with the ENI of each."""
+        return {one.namespace: kind.tunnel.eni for kind in self._kinds.values() for one in kind.ready}
+
     # Starts
 
     def find(self, tunnel: TunnelSpec) -> Prepared | None:
@@ -176,14 +180,16 @@ class Pool:
     async def _prepare(self, id_: str, kind: _Kind) -> None:
         self._failing = True
         try:
-            namespace = await self._turns.run(self._actuator.prepare, id_, kind.tunnel)
+            dns = self._control.resolvers(kind.tunnel.eni)
+            namespace = await self._turns.run(self._actuator.prepare, id_, kind.tunnel, dns)
         except HyperplaneError as error:
             log.warning("no namespace could be prepared", error=str(error))
             return
         self._failing = False
         self._look_again()
         prepared = Prepared(id=id_, namespace=namespace.name, internals=remembered(namespace) or {})
-        if self._size and self._kinds.get(kind.tunnel) is kind:
+        wanted = self._size and self._kinds.get(kind.tunnel) is kind
+        if wanted and self._control.resolvers(kind.tunnel.eni) == dns:
             with suppress(HyperplaneError):
                 self.watch.add(("environment", id_), namespace)
                 kind.ready.append(prepared)

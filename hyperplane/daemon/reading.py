@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
 
+from hyperplane.errors import HyperplaneError
 from hyperplane.model import Counters, Status
 
 EVERY: Final = 1.0  # seconds
@@ -25,6 +27,7 @@ class _Told:
     failing: float = -QUIET
     mended: float = -QUIET
     counted: int = 0  # Counters.mended that the log knows
+    open: bool = False  # the log says that it cannot be read
 
 
 @dataclass
@@ -39,7 +42,8 @@ class Reading:
 
     def __post_init__(self) -> None:
         self._told: dict[str, _Told] = {}
-        self._seen = (0, 0)  # Status.failing and .mended
+        self._mended = 0  # Status.mended
+        self._owed = False  # the log does not know of all that was mended
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -61,31 +65,33 @@ class Reading:
 
     async def _watch(self) -> None:
         while True:
-            await self.turn()
+            with suppress(HyperplaneError):  # no engine runs: the next one is looked at
+                await self.turn()
             await asyncio.sleep(EVERY)
 
     async def turn(self) -> None:
         """Looks once; at the links only while something is wrong with one, or was."""
         status = await asyncio.to_thread(self.look)
-        if status.failing or self.failing or status.mended != self._seen[1]:
+        if status.failing or self.failing or self._owed or status.mended != self._mended:
             counted = await asyncio.to_thread(self.links)
             self._tell(counted, asyncio.get_running_loop().time())
-        self._seen = (status.failing, status.mended)
+        self._mended = status.mended
 
     def _tell(self, counted: Mapping[str, Counters], now: float) -> None:
         failing = {link: counters.read_error for link, counters in counted.items() if counters.read_error}
         for link, error in failing.items():
             told = self._told.setdefault(link, _Told())
             if link not in self.failing and now - told.failing >= QUIET:
-                told.failing = now
+                told.failing, told.open = now, True
                 log.error(
                     "packets cannot be read from a link; it is tried again",
                     link=link,
                     error=error,
                     remedy=_remedy(error),
                 )
-        for link in self.failing.keys() - failing.keys():
-            if link in counted:
+        for link, told in self._told.items():
+            if told.open and link in counted and link not in failing:
+                told.open = False
                 log.info("packets are read from a link again", link=link)
         for link, counters in counted.items():
             if not counters.mended:
@@ -99,6 +105,7 @@ class Reading:
                 )
                 told.counted, told.mended = counters.mended, now
         self._told = {link: told for link, told in self._told.items() if link in counted}
+        self._owed = any(counted[link].mended > told.counted for link, told in self._told.items())
         self.failing = failing
 
 

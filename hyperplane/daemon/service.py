@@ -16,6 +16,7 @@ from hyperplane.control import Control
 from hyperplane.daemon import looking
 from hyperplane.daemon.descriptors import Descriptors
 from hyperplane.daemon.executor import Executor, Start
+from hyperplane.daemon.fresh import FreshNamespaces
 from hyperplane.daemon.ledger import Ledger
 from hyperplane.daemon.looking import Looker
 from hyperplane.daemon.peers import check_target, check_vpc
@@ -44,6 +45,7 @@ from hyperplane.resources import (
 )
 
 START_WITHIN: Final = 50.0  # seconds: an ENI that is pending for longer does not come
+RUNNING: Final = (EnvironmentState.ATTACHED, EnvironmentState.DETACHING)
 MOST_REASONS: Final = 20  # of healthz that are about ENIs
 END_WITHIN: Final = 10.0  # seconds that a deletion without drain waits for its end
 
@@ -61,6 +63,7 @@ class Service:
     supervisor: Supervisor
     descriptors: Descriptors
     pool: Pool
+    fresh: FreshNamespaces
     notices: tuple[str, ...]
     point: CommitPoints
     started: float = field(default_factory=time.time)
@@ -96,6 +99,8 @@ class Service:
             check_vpc(spec.namespace, peer)
         method = getattr(self.control, f"update_{kind.replace('-', '_')}")
         made: Resource = self.ledger.request(lambda now: method(ref, spec, now))
+        if isinstance(spec, VpcSpec):
+            await self.set_resolvers()
         return made
 
     async def delete(self, kind: DeclaredKind, ref: str, account: str) -> None:
@@ -109,10 +114,20 @@ class Service:
             check_vpc(vpc.namespace, peer, field=f"vpc[{number}].namespace")
         if request.dry_run:
             return self.control.plan(document, prune, self.ledger.now)
-        return self.ledger.request(lambda now: self.control.apply(document, prune, now))
+        plan = self.ledger.request(lambda now: self.control.apply(document, prune, now))
+        if any(change.kind == "vpc" and change.action == "update" for change in plan.changes):
+            await self.set_resolvers()
+        return plan
 
     async def export(self, account: str) -> Document:
         return self.control.export(account)
+
+    async def set_resolvers(self) -> None:
+        """In fresh namespaces, those that wait in the pool too: the present ones of their VPCs."""
+        environments: Sequence[Environment] = self.control.list("environment")
+        running = {one.namespace: one.eni for one in environments if one.fresh and one.state in RUNNING}
+        wanted = {name: self.control.resolvers(eni) for name, eni in (self.pool.namespaces() | running).items()}
+        await asyncio.to_thread(self.fresh.set_resolvers, wanted)
 
     # Environments
 
@@ -201,7 +216,9 @@ class Service:
     # The daemon
 
     async def reconcile(self) -> Plan:
-        return await self.reconciler.on_request()
+        plan = await self.reconciler.on_request()
+        await self.set_resolvers()
+        return plan
 
     async def health(self) -> Health:
         reasons = []
@@ -250,6 +267,8 @@ class Service:
             flows=status.flows,
             max_flows=self.supervisor.reader.config.max_flows,
             restarts=self.supervisor.restarts,
+            repairs=self.upkeep.repairs,
+            troubles=len(self.upkeep.troubles),
             engine_running=self.supervisor.alive,
             resources=resources,
             enis=enis,

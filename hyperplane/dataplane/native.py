@@ -34,7 +34,7 @@ IO = {"auto": lib.HP_IO_AUTO, "io_uring": lib.HP_IO_URING, "epoll": lib.HP_IO_EP
 STATES = tuple(FlowState)
 REASONS = tuple(Reason)
 VERDICTS = {lib.HP_DROP: Verdict.DROP, lib.HP_FORWARD: Verdict.FORWARD, lib.HP_REPLY: Verdict.REPLY}
-COUNTS = tuple(name for name in Counters.__struct_fields__ if name not in ("gone", "read_error", "drops"))
+COUNTS = tuple(name for name in Counters.__struct_fields__ if name not in ("ignored", "gone", "read_error", "drops"))
 # Linux gives both names to one number, and says the latter.
 ERRNO_NAMES = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP"}
 # What hp_link_tun_check() gives for a descriptor that is not what it should be.
@@ -133,9 +133,10 @@ def drop(record: Any, names: Names) -> Drop:
 
 def counters(block: Any) -> Counters:
     drops = {str(reason): block.drops[number] for number, reason in enumerate(REASONS) if block.drops[number]}
+    ignored = drops.pop(Reason.LINK_LOCAL, 0)
     failing = ERRNO_NAMES.get(block.read_error, str(block.read_error)) if block.read_error else ""
     counts = {name: getattr(block, name) for name in COUNTS}
-    return Counters(gone=bool(block.gone), read_error=failing, drops=drops, **counts)
+    return Counters(ignored=ignored, gone=bool(block.gone), read_error=failing, drops=drops, **counts)
 
 
 def status(block: Any) -> Status:

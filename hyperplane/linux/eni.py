@@ -210,17 +210,26 @@ class EniDevice:
 
 
 def create_eni(
-    namespace: Namespace, *, device: str, addresses: Sequence[IPv4Address], mtu: int, queues: int = 1
+    namespace: Namespace,
+    *,
+    device: str,
+    addresses: Sequence[IPv4Address],
+    mtu: int,
+    queues: int = 1,
+    again: bool = False,
 ) -> EniDevice:
     """Makes the ENI's device, in a thread that is in the namespace; takes arp.PROBE_TIMEOUT on a shared segment.
 
     Raises AddressInUse (local there, routed to something else, or another host's on a segment), InvalidValue,
     DeviceError, PermissionMissing; then nothing is left of it. The descriptors are for the engine, then for the reaper,
-    after `withdraw_eni()`. queues: how many the engine has workers; the device has them, or one.
+    after `withdraw_eni()`. queues: how many the engine has workers; the device has them, or one. again: the
+    addresses are this ENI's, whoever has made a route for them meanwhile.
     """
     tun.check_name(device)
-    _check_addresses(namespace, addresses)
-    clear = _probe_segments(addresses)
+    _check_addresses(namespace, addresses, again)
+    clear = _places(addresses)
+    if not again:
+        _check_neighbours(clear)
     with ExitStack() as undo:
         fd, *more = tun.open_queues(device, queues)
         undo.callback(os.close, fd)
@@ -231,7 +240,7 @@ def create_eni(
             more.append(table)
             undo.callback(os.close, table)
         shape = eni_shape(device, addresses, mtu)
-        netlink.configure(device, mtu=mtu, address=None, routes=shape.routes)
+        netlink.configure(device, mtu=mtu, address=None, routes=() if again else shape.routes)
         made = EniDevice(shape, fd, tuple(addresses), namespace.closed(), tuple(more), steered=table >= 0)
         undo.callback(made.withdraw)
         made.put_right(clear=clear)
@@ -283,7 +292,7 @@ def _namespace_fd(eni: EniDevice) -> int:
         return os.dup(found.fd)
 
 
-def _check_addresses(namespace: Namespace, addresses: Sequence[IPv4Address]) -> None:
+def _check_addresses(namespace: Namespace, addresses: Sequence[IPv4Address], again: bool) -> None:
     """Raises AddressInUse, InvalidValue."""
     present = netlink.addresses()
     for address in addresses:
@@ -297,7 +306,8 @@ def _check_addresses(namespace: Namespace, addresses: Sequence[IPv4Address]) -> 
                 raise InvalidValue(
                     f"{address} is no host's in {subnet} on {device}", resource=str(address), limit=limit
                 )
-        _check_route(namespace, address)
+        if not again:
+            _check_route(namespace, address)
 
 
 def _check_route(namespace: Namespace, address: IPv4Address) -> None:
@@ -314,21 +324,19 @@ def _check_route(namespace: Namespace, address: IPv4Address) -> None:
         raise AddressInUse(message, resource=str(address), remedy="give the ENI an address of its own")
 
 
-def _probe_segments(addresses: Sequence[IPv4Address]) -> set[_Place]:
-    """The segments on which nobody has them (RFC 5227). Raises AddressInUse."""
-    places = [_Place(one.device, one.link.index, one.address) for one in segments.find(addresses)]
+def _places(addresses: Sequence[IPv4Address]) -> list[_Place]:
+    return [_Place(one.device, one.link.index, one.address) for one in segments.find(addresses)]
+
+
+def _check_neighbours(places: Sequence[_Place]) -> None:
+    """Refuses an address that a host on a segment has (RFC 5227). Raises AddressInUse."""
     for device in dict.fromkeys(place.device for place in places):
         holders = _holders(device, tuple(place.address for place in places if place.device == device))
         for address, holder in holders.items():
-            by = (
-                f"{holder.mac}, which answers for it (another ENI's host, or a router)"
-                if holder.by_proxy
-                else holder.mac
-            )
-            message = f"{address} is in use on {device} by {by}"
+            proxy = ", which answers for others (another ENI's host, or a router)" if holder.by_proxy else ""
+            message = f"{address} is in use on {device} by {holder.mac}{proxy}"
             remedy = "reserve it in the subnet, or give another address"
             raise AddressInUse(message, resource=str(address), remedy=remedy)
-    return set(places)
 
 
 def _holders(device: str, addresses: Sequence[IPv4Address]) -> dict[IPv4Address, arp.Holder]:

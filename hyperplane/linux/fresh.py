@@ -22,6 +22,7 @@ from hyperplane.linux.namespaces import LIBC, NETNS_RUN_DIR, Namespace, Namespac
 # sys/mount.h
 MS_BIND, MS_REC, MS_SHARED = 0x1000, 0x4000, 0x100000
 MNT_DETACH: Final = 2
+LAST_GROUP: Final = 2**31 - 1  # GID_T_MAX of net/ping.h
 
 _prepared = threading.Lock()
 
@@ -43,6 +44,7 @@ def fresh_namespace(name: str, threads: NamespaceThreads) -> Iterator[Namespace]
         try:
             _mount("/proc/thread-self/ns/net", path, MS_BIND, name)
             netlink.bring_up("lo")
+            _allow_pings()
             fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 key = key_of(fd)
@@ -78,6 +80,12 @@ def names_like(pattern: re.Pattern[str]) -> list[str]:
     with suppress(FileNotFoundError):
         return sorted(name for name in os.listdir(NETNS_RUN_DIR) if pattern.fullmatch(name))
     return []
+
+
+def _allow_pings() -> None:
+    """Any group may ping without privileges, as in the namespaces of `run`. Not where /proc/sys is read-only."""
+    with suppress(OSError), open("/proc/sys/net/ipv4/ping_group_range", "w", encoding="ascii") as file:
+        file.write(f"0 {LAST_GROUP}")
 
 
 def _prepare_directory() -> None:

@@ -89,6 +89,7 @@ class Upkeep:
         self._environments: dict[Token, _Kept] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
+        self.repairs = 0  # things that were put right
         self._start(self._keep_enis())
         self._start(self._keep_environments())
 
@@ -107,12 +108,6 @@ class Upkeep:
         kept = self._enis.pop(token, None)
         if kept and kept.key:
             self._unlisten(kept.key)
-
-    def looked(self, token: Token, report: Report) -> None:
-        """What a look at it came to that somebody else has asked for."""
-        kept = self._enis.get(token) or self._environments.get(token)
-        if kept:
-            self._take(token, kept, report)
 
     @property
     def troubles(self) -> list[str]:
@@ -219,6 +214,7 @@ class Upkeep:
 
     def _take(self, token: Token, kept: _Kept, report: Report) -> None:
         now = self._loop.time()
+        self.repairs += len(report.differences)
         if kept.troubles != report.troubles:
             kept.troubles = report.troubles
             self._keeper.troubled(token, kept.troubles)

@@ -66,9 +66,14 @@ static void put_packet(world *w, const uint8_t *data, uint32_t length, uint32_t 
 /* Lies: single bytes anywhere in the headers; sums made right again when the program says so. */
 static void put_recipe(world *w, recipe *r, uint8_t shape, uint32_t link) {
   static const uint8_t options[12] = {2, 4, 5, 180, 1, 3, 3, 7, 8, 2, 0, 0};
+  static const uint8_t ip_options[8][8] = {{1, 1, 1, 1, 1, 1, 1, 1},     {7, 7, 8, 198, 18, 0, 2, 0},
+                                           {1, 68, 4, 5, 1, 7, 3, 4},    {148, 4, 0, 0, 7, 3, 4, 0},
+                                           {68, 8, 9, 1, 198, 18, 0, 2}, {131, 7, 4, 198, 19, 0, 9, 0},
+                                           {7, 9, 4, 0, 0, 0, 0, 0},     {149, 6, 198, 18, 0, 2, 0, 7}};
   r->partial = (shape & 3) != 0 && r->protocol != HP_ICMP;
   r->may_fragment = shape & 4;
   r->ip_options = shape & 8 ? 8 : 0;
+  r->ip_option = ip_options[r->payload & 7];
   r->option = options;
   r->tcp_options = shape & 16 ? 12 : 0;
   r->ttl = shape & 32 ? next8(w) & 3 : 64;
@@ -165,6 +170,7 @@ static void from_flow(world *w) {
 static void error_about_flow(world *w) {
   const hp_flow *flow = any_flow(w);
   static uint8_t quoted[2000];
+  static const uint8_t recorded[2][4] = {{1, 1, 1, 1}, {7, 3, 4, 0}};
   uint8_t what = next8(w), shape = next8(w);
   int side = what & 1;
   if (!flow)
@@ -182,6 +188,7 @@ static void error_about_flow(world *w) {
   }
   about.payload = next8(w);
   about.ip_options = what & 2 ? 4 : 0;
+  about.ip_option = recorded[about.payload & 1];
   about.no_checksum = what & 4;
   uint32_t length = make_packet(quoted, &about) - VNET;
   uint8_t cut = next8(w);

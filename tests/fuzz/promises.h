@@ -75,9 +75,10 @@ static inline void check_forwarded(const hp_engine *engine, const hp_packet *p, 
     HOLD(out->kind == HP_LINK_TUNNEL && out->eni == s->link && after.destination == out->address);
     HOLD(after.source == before.source);
   }
+  HOLD(!shows_addresses(p->data + VNET));
   if (after.icmp_error) {
     hp_quoted quoted;
-    HOLD(hp_parse_quoted(p->data, &after, &quoted) == HP_REASON_NONE);
+    HOLD(hp_parse_quoted(p->data, &after, &quoted) == HP_REASON_NONE && !shows_addresses(quoted.ip));
     return;
   }
   HOLD(before.destination_port == after.destination_port || in->kind == HP_LINK_ENI);
@@ -86,11 +87,32 @@ static inline void check_forwarded(const hp_engine *engine, const hp_packet *p, 
   check_belongs(engine, p, s, &after);
 }
 
+/* What is not translated is told to an environment, when it is its own packet and no later fragment: with the code of
+ * "destination unreachable". 0: about that nothing is told. */
+static inline uint8_t code_about(const hp_engine *engine, const sent *s, const hp_headers *asked, hp_reason reason) {
+  const hp_link *link = &engine->links[s->link];
+  const uint8_t *ip = s->original + VNET;
+  if (link->kind != HP_LINK_TUNNEL || asked->source != link->address || engine->links[link->eni].silent ||
+      (hp_get16(ip + 6) & 0x1fff))
+    return 0;
+  if (asked->protocol == HP_ICMP && !memchr((const uint8_t[]){8, 13, 15, 17, 42}, ip[asked->header], 5))
+    return 0;
+  return reason == HP_UNSUPPORTED_PROTOCOL                        ? 2
+         : reason == HP_SOURCE_ROUTE                              ? 5
+         : reason == HP_UNSUPPORTED_ICMP || reason == HP_FRAGMENT ? 13
+                                                                  : 0;
+}
+
 /* RFC 1122 3.2.2: to whom it may concern, never about an error, and small. */
-static inline void check_reply(const hp_packet *p, const sent *s) {
+static inline void check_reply(const hp_engine *engine, const hp_packet *p, const sent *s) {
   hp_headers asked, answer;
-  HOLD(hp_parse(s->original, s->length, &asked) == HP_REASON_NONE);
+  hp_reason reason = hp_parse(s->original, s->length, &asked);
   HOLD(hp_parse(p->data, p->length, &answer) == HP_REASON_NONE);
+  if (reason != HP_REASON_NONE) {
+    const uint8_t *icmp = p->data + VNET + 20;
+    HOLD(p->reason == reason && answer.protocol == HP_ICMP && icmp[0] == HP_ICMP_UNREACHABLE);
+    HOLD(icmp[1] != 0 && icmp[1] == code_about(engine, s, &asked, reason));
+  }
   HOLD(p->link == s->link && answer.destination == asked.source && !asked.icmp_error);
   HOLD(ip_checksum_right(p->data + VNET) && transport_checksum_right(p->data));
   HOLD(p->length == VNET + (uint32_t)answer.total && answer.total <= 576);
@@ -106,7 +128,7 @@ static inline void check_packet(const hp_engine *engine, const hp_packet *p, con
   if (p->verdict == HP_FORWARD)
     check_forwarded(engine, p, s);
   if (p->verdict == HP_REPLY)
-    check_reply(p, s);
+    check_reply(engine, p, s);
 }
 
 #endif

@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 
 from hyperplane.cli.commands import group
+from hyperplane.client.places import RUN_DIR
 from hyperplane.daemon.options import GROUP
-from hyperplane.daemon.places import RUN_DIR, STATE_DIR
+from hyperplane.daemon.places import STATE_DIR
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "packaging" / "systemd" / "hyperplane-nat@.service"

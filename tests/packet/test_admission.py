@@ -26,13 +26,26 @@ def test_spoofed_source_is_dropped(lab: Lab, source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "destination", ["224.0.0.1", "239.1.2.3", "255.255.255.255", "240.0.0.1", "127.0.0.1", "0.0.0.0", ENI, ENI2]
+    "destination", ["224.0.1.1", "239.1.2.3", "255.255.255.255", "240.0.0.1", "127.0.0.1", "0.0.0.0"]
 )
 def test_destination_that_cannot_be_reached_through_the_eni(destination: str) -> None:
-    """RFC 1812 section 5.3.7: multicast, broadcast, reserved, loopback, this network; and the ENI itself: no way in."""
+    """RFC 1812 section 5.3.7: multicast, broadcast, reserved, loopback, this network. Nothing is told about these: an
+    RST would have to come from there (section 4.3.2.7)."""
     with Lab(addresses=(ENI, ENI2)) as lab:
         for layer in (UDP(sport=1, dport=2), TCP(flags="S"), ICMP(id=1)):
             lab.dropped(IP(src=INSIDE, dst=destination) / layer, Reason.INVALID_DESTINATION)
+
+
+@pytest.mark.parametrize("destination", [ENI, ENI2])
+def test_the_eni_itself_is_no_destination(destination: str) -> None:
+    """There is no way in; who tries learns it at once, as with any other refusal."""
+    with Lab(addresses=(ENI, ENI2)) as lab:
+        for layer in (UDP(sport=1, dport=2), ICMP(id=1)):
+            answer = lab.refused(IP(src=INSIDE, dst=destination) / layer, Reason.INVALID_DESTINATION)
+            assert (answer.src, answer[ICMP].type, answer[ICMP].code) == (ENI, 3, 13)
+        answer = lab.refused(IP(src=INSIDE, dst=destination) / TCP(flags="S"), Reason.INVALID_DESTINATION)
+        assert (answer.src, str(answer[TCP].flags)) == (destination, "RA")
+        assert lab.engine.flows() == []
 
 
 RULES = [
@@ -261,7 +274,7 @@ def test_environments_do_not_reach_each_other_through_the_eni() -> None:
     """A packet to the ENI's address and another's outside port goes nowhere."""
     with Lab(tunnels=2) as lab:
         port = lab.out(datagram(), 0)[UDP].sport
-        lab.dropped(IP(src=INSIDE, dst=ENI) / UDP(sport=7, dport=port), Reason.INVALID_DESTINATION, lab.tunnels[1])
+        lab.refused(IP(src=INSIDE, dst=ENI) / UDP(sport=7, dport=port), Reason.INVALID_DESTINATION, lab.tunnels[1])
 
 
 def test_an_echo_reply_that_nobody_asked_for_goes_nowhere(lab: Lab) -> None:

@@ -28,7 +28,7 @@ def test_no_new_flow_is_taken_and_the_sender_is_told(lab: Lab) -> None:
 def test_what_is_refused_without_it_keeps_its_reason(lab: Lab) -> None:
     lab.engine.drain(lab.tunnels[0], reset=False)
     lab.dropped(udp(1, 2, source=SERVER), Reason.SPOOFED_SOURCE)
-    lab.dropped(udp(1, 2, destination=ENI), Reason.INVALID_DESTINATION)
+    lab.refused(udp(1, 2, destination=ENI), Reason.INVALID_DESTINATION)
     assert Tcp(lab).inside("A").reason == Reason.TCP_OUT_OF_STATE
 
 

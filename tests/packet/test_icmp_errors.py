@@ -205,9 +205,10 @@ def test_error_that_quotes_too_little_is_malformed(lab: Lab, quoted: int) -> Non
     lab.dropped(error_about(there[:quoted], ROUTER, ENI, PORT_UNREACHABLE), Reason.MALFORMED_L4, lab.eni, spare=0)
 
 
-@pytest.mark.parametrize("icmp_type", [4, 5, 9, 10, 13, 15, 17, 40])
+@pytest.mark.parametrize("icmp_type", [4, 5, 9, 10, 14, 16, 18, 40, 43])
 def test_other_icmp_is_not_translated(lab: Lab, icmp_type: int) -> None:
-    """RFC 5508 REQ-10; redirect and source quench (RFC 6633) mean nothing beyond the NAT."""
+    """RFC 5508 REQ-10; redirect and source quench (RFC 6633) mean nothing beyond the NAT. What may be an error, or
+    answers, is not answered (RFC 1122 section 3.2.2)."""
     body = Raw(bytes(lab.out(datagram())))
     lab.dropped(IP(src=ROUTER, dst=ENI) / ICMP(type=icmp_type) / body, Reason.UNSUPPORTED_ICMP, lab.eni)
     lab.dropped(IP(src=INSIDE, dst=SERVER) / ICMP(type=icmp_type) / body, Reason.UNSUPPORTED_ICMP)

@@ -21,7 +21,7 @@ def test_drop_records_say_who_what_and_why(lab: Lab) -> None:
     lab.dropped(IP(src="198.18.0.9", dst=SERVER) / UDP(sport=11, dport=22) / b"abc", Reason.SPOOFED_SOURCE)
     lab.later(1)
     lab.dropped(IP(src=SERVER, dst=ENI) / TCP(sport=33, dport=44, flags="S"), Reason.NO_FLOW, lab.eni)
-    lab.dropped(IP(src=INSIDE, dst=SERVER) / ICMP(type=13), Reason.UNSUPPORTED_ICMP)
+    lab.refused(IP(src=INSIDE, dst=SERVER) / ICMP(type=13), Reason.UNSUPPORTED_ICMP)
     lab.dropped(b"\x45\0\0", Reason.MALFORMED_IP)
     spoofed, inbound, timestamp, short = lab.engine.drops()
     assert (spoofed.number, spoofed.time, spoofed.link, spoofed.link_number) == (

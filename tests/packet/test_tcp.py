@@ -24,9 +24,54 @@ def test_three_way_handshake_and_the_timer_of_each_state(lab: Lab) -> None:
     tcp.inside("S", seq=1_000_000)  # again
     assert tcp.flow.state == OPENING
     tcp.outside("SA")
-    assert (tcp.flow.state, remaining(tcp)) == (ESTABLISHED, 7440)
+    assert (tcp.flow.state, remaining(tcp)) == (OPENING, 240)
     tcp.inside("A")
     assert (tcp.flow.state, remaining(tcp)) == (ESTABLISHED, 7440)
+
+
+def test_a_syn_and_its_answer_alone_are_no_connection(lab: Lab) -> None:
+    """RFC 5382 REQ-5: a scanner with raw sockets acknowledges nothing: partially open, 4 min, not 2 h 4 min."""
+    tcp = Tcp(lab)
+    tcp.inside("S")
+    tcp.outside("SA")
+    lab.later(60)
+    tcp.outside("SA", seq=tcp.theirs - 1)  # again
+    tcp.outside("A", b"220 what a server says first")
+    assert (tcp.flow.state, remaining(tcp)) == (OPENING, 240)
+    lab.later(239.999)
+    assert lab.sweep() == 0
+    lab.later(0.001)
+    assert lab.sweep() == 1
+
+
+@pytest.mark.parametrize(("transitory", "established"), [(240, 3), (3, 240), (5, 5)])
+def test_the_ack_that_establishes_sets_the_timer(transitory: float, established: float) -> None:
+    """It is a segment like any other, and the deadline that stood before it may be later than the new one."""
+    with Lab(timers=Timers(tcp_transitory=transitory, tcp_established=established)) as lab:
+        tcp = Tcp(lab)
+        tcp.inside("S")
+        tcp.outside("SA")
+        lab.later(min(transitory, established) - 1)
+        assert lab.sweep() == 0
+        assert (tcp.flow.state, remaining(tcp)) == (OPENING, transitory - min(transitory, established) + 1)
+        tcp.inside("A")
+        assert (tcp.flow.state, remaining(tcp)) == (ESTABLISHED, established)
+        lab.later(established - 0.001)
+        assert lab.sweep() == 0
+        lab.later(0.001)
+        assert lab.sweep() == 1
+
+
+def test_an_opening_connection_lives_longer_than_a_shorter_established_timer() -> None:
+    with Lab(timers=Timers(tcp_transitory=100, tcp_established=2)) as lab:
+        tcp = Tcp(lab)
+        tcp.inside("S")
+        tcp.outside("SA")
+        for _ in range(99):
+            lab.later(1)
+            assert lab.sweep() == 0
+        lab.later(1)
+        assert lab.sweep() == 1
 
 
 def test_simultaneous_open(lab: Lab) -> None:
@@ -34,8 +79,9 @@ def test_simultaneous_open(lab: Lab) -> None:
     tcp = Tcp(lab)
     tcp.inside("S")
     assert tcp.outside("S").verdict == Verdict.FORWARD
-    assert tcp.flow.state == ESTABLISHED
+    assert tcp.flow.state == OPENING
     assert tcp.inside("SA", seq=tcp.mine - 1).verdict == Verdict.FORWARD
+    assert tcp.flow.state == ESTABLISHED
     assert tcp.outside("SA", seq=tcp.theirs - 1).verdict == Verdict.FORWARD
     assert tcp.inside("A", b"data").verdict == Verdict.FORWARD
     assert tcp.flow.state == ESTABLISHED
@@ -232,6 +278,8 @@ def test_profile_with_short_timers() -> None:
         tcp.inside("S")
         assert remaining(tcp) == 20
         tcp.outside("SA")
+        assert remaining(tcp) == 20
+        tcp.inside("A")
         assert remaining(tcp) == 350
         tcp.inside("A")
         tcp.inside("R")

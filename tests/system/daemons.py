@@ -23,6 +23,7 @@ from typing import Any, Final, Self, TypeVar
 from hyperplane.client import Client
 from hyperplane.daemon.places import Places
 from hyperplane.linux.fresh import delete_namespace
+from hyperplane.linux.resolvers import remove_resolvers
 from hyperplane.resources import (
     Environment,
     EnvironmentSpec,
@@ -77,6 +78,7 @@ class TestDaemon:
             for name in namespaces():
                 if name.startswith(f"hpenv-{self.places.mark}-"):
                     delete_namespace(name)
+                    remove_resolvers(name)
             shutil.rmtree(self.directory)
 
     # The process

@@ -191,12 +191,18 @@ class TestPeers:
             with pytest.raises(InvalidValue, match="descriptor of the daemon"):
                 check_target("fd:3", peer)
 
-    @pytest.mark.parametrize("target", ["/proc/self/ns/net", "//proc//self/fd/3", "/proc/thread-self/ns/net"])
+    @pytest.mark.parametrize(
+        "target",
+        [
+            "/proc/self/ns/net", "/proc/self/fd/3", "/proc/thread-self/ns/net", "//proc/./self/fd/3",
+            "/proc/1/../self/fd/3", "/dev/fd/3", "/dev/stdin",
+        ],
+    )  # fmt: skip
     def test_the_daemon_itself_is_nobody_s(self, target: str) -> None:
         for peer in (ROOT, NOBODY):
-            with pytest.raises(InvalidValue, match="/proc/self is the daemon's own; give the number"):
+            with pytest.raises(InvalidValue, match="is the daemon's own; give the number"):
                 check_target(target, peer)
-            with pytest.raises(InvalidValue, match="/proc/self is the daemon's own") as caught:
+            with pytest.raises(InvalidValue, match="is the daemon's own") as caught:
                 check_vpc(target, peer, field="vpc[1].namespace")
             assert caught.value.field == "vpc[1].namespace"
 

@@ -197,7 +197,10 @@ class TestTun:
         assert re.search(r"eth0: route 198\.19\.0\.0/16 exists already; ", route)
         assert re.search(r"eth0: MTU 67 refused: .*mtu.*", mtu)
 
-    def test_a_device_that_is_refused_half_way_goes(self, netns_factory: Namespaces, within: Within) -> None:
+    @pytest.mark.parametrize("address", [INSIDE, None])
+    def test_a_device_that_is_refused_half_way_goes(
+        self, netns_factory: Namespaces, within: Within, address: IPv4Address | None
+    ) -> None:
         """Made by one call: the error says which step, and the reaper has the descriptor."""
         name = netns_factory("box")
         reaper = Reaper(1)
@@ -206,7 +209,7 @@ class TestTun:
 
         def make(_: Namespace) -> tuple[str, str]:
             with pytest.raises(HalfWay) as refused:
-                make_device(Shape("eth0", INSIDE, 1500, (twice, DEFAULT, twice)), reaper)
+                make_device(Shape("eth0", address, 1500, (twice, DEFAULT, twice)), reaper)
             refused.value.closing.result(DEADLINE)
             with pytest.raises(DeviceError) as exists:
                 make_device(Shape("lo", INSIDE, 1500, ()), reaper)

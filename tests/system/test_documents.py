@@ -169,7 +169,8 @@ def check(shell: Shell, step: Step) -> None:
         assert shell.lines(begin) == [], step.command
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/api.md", "docs/cli.md", "docs/service.md"])
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("document", ["README.md", "docs/api.md", "docs/cli.md", "docs/guests.md", "docs/service.md"])
 def test_commands_do_what_the_document_shows(document: str, shell: Shell, tmp_path: Path) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     blocks = list(BLOCK.finditer(text))

@@ -278,7 +278,9 @@ async def test_fragments_are_dropped_with_their_reason(lab: World, way: Way) -> 
     one = lab.environments[0]
     output = await one.run("ping", "-n", "-c", "1", "-W", "0.2", "-s", "3000", NEAR, status=1)
     assert "1 packets transmitted, 0 received" in output
+    assert f"From {lab.address} icmp_seq=1 Packet filtered" in output
     assert lab.drops(one.tunnel) == {Reason.FRAGMENT: 3}
+    assert lab.engine.counters(one.tunnel).refusals_sent == 1  # about the first of them
     with udp_socket(way.vpc, NEAR) as server, udp_socket(one.name, to=server.getsockname()) as client:
         await datagrams(client, server, [b"hello"])
         (flow,) = lab.engine.flows()

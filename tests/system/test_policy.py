@@ -139,7 +139,9 @@ async def test_the_eni_itself_and_other_environments_are_no_destinations(lab: Wo
         (flow,) = lab.engine.flows()
         with udp_socket(one.name, to=(lab.address, flow.outside_port)) as neighbour:
             neighbour.send(b"hello, neighbour")
-            await eventually(lambda: lab.drops(one.tunnel) == {Reason.INVALID_DESTINATION: 1})
+            assert await receive_error(neighbour) == "EHOSTUNREACH"
+        assert connect_outcome(one.name, (lab.address, flow.outside_port), LONG)[0] == "ECONNREFUSED"
+        assert lab.drops(one.tunnel) == {Reason.INVALID_DESTINATION: 2}
         await datagrams(server, client, [b"the only datagram that arrives"], to=(lab.address, flow.outside_port))
 
 

@@ -12,7 +12,7 @@ import signal
 
 import pytest
 
-from .daemons import SERVER, SMALL, TestDaemon, declare, start
+from .daemons import SERVER, SMALL, TestDaemon, declare, start, until
 from .support import Namespaces, eventually, run_in
 
 
@@ -51,7 +51,7 @@ async def test_there_is_another_way(
             os.kill(process.pid, signal.SIGKILL)
             await eventually(lambda: daemon.engine_pid() not in (0, process.pid), 20.0)
             run_in(box, ["ping", "-c", "3", "-i", "0.05", "-W", "5", SERVER])
-            assert (await client.health()).reasons == ()
+            assert (await until(client.health, lambda found: found.status == "ok")).reasons == ()
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_an_environment_is_named_after_its_namespace(plans: list[nat.Plan]) -> N
         ([*NAT, "--environment", "=x"], "'=x' is not NAMESPACE or NAMESPACE=NAME"),
         ([*NAT, "--environment", ""], "'' is not NAMESPACE"),
         ([*NAT, "--allow", "tcp/80", "198.19.0.0/24"], "put a value with a blank into quotes"),
-        ([*NAT, "--allow", "sctp"], "PROTOCOL"),
+        ([*NAT, "--allow", "sctp"], "sctp is not translated"),
         ([*NAT, "--timers", "tcp=1"], "names are tcp_established"),
         ([*NAT, "--timers", "udp=soon"], "give a number of seconds"),
         ([*NAT, "--timers", "udp=0"], "0.001 to"),

@@ -124,6 +124,44 @@ def test_what_would_drop(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [check.state for check in doctor._forwarding("")] == ["ok", "ok", "warn"]
 
 
+ENI = probes.Crossing("eni00", [], [], nothing=False, ip_forward=False)
+SHUT = probes.Crossing("eni11", ["net.ipv4.conf.eni11.forwarding"], ["up0"], nothing=True, ip_forward=False)
+PARTLY = probes.Crossing("eni22", ["net.ipv4.conf.up1.forwarding"], ["up1"], nothing=False, ip_forward=True)
+
+
+@pytest.mark.parametrize(
+    ("found", "state", "words", "remedy"),
+    [
+        ([ENI], "ok", "can be reached", ""),
+        (
+            [ENI, SHUT], "fail",
+            "eni11 (eni-0a): net.ipv4.conf.eni11.forwarding is 0: nothing beyond up0 can be reached",
+            "ip netns exec box sysctl net.ipv4.ip_forward=1",
+        ),
+        (
+            [PARTLY], "warn", "eni22: net.ipv4.conf.up1.forwarding is 0: nothing beyond up1 can be reached",
+            "ip netns exec box sysctl net.ipv4.conf.default.forwarding=1 net.ipv4.conf.up1.forwarding=1",
+        ),
+        ([SHUT] * 5, "fail", "eni11 (eni-0a), eni11 (eni-0a), eni11 (eni-0a) and 2 more", "ip netns exec box sysctl"),
+    ],
+)  # fmt: skip
+def test_enis_whose_packets_are_not_forwarded(
+    found: list[probes.Crossing], state: str, words: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "crossing", lambda namespace: (found, ""))
+    check = one(doctor._crossing("box", {"eni11": "eni-0a"}))
+    assert (check.check, check.state) == ("ENIs in box", state)
+    assert words in check.found
+    assert check.remedy.startswith(remedy)
+
+
+def test_nothing_is_said_of_enis_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "crossing", lambda namespace: ([], ""))
+    assert list(doctor._crossing("box", {})) == []
+    monkeypatch.setattr(probes, "crossing", lambda namespace: ([], "no network namespace box"))
+    assert list(doctor._crossing("box", {})) == []
+
+
 def test_user_namespaces_that_are_forbidden_name_the_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "user").mkdir()
     (tmp_path / "user/max_user_namespaces").write_text("0\n")

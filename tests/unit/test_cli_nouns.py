@@ -6,8 +6,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Address, IPv4Network
-from typing import Any, Self
+from ipaddress import IPv4Address
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,129 +18,13 @@ from hyperplane.cli.commands import MODULES, group
 from hyperplane.cli.kinds import NOUNS
 from hyperplane.cli.options import Caller
 from hyperplane.codec import to_json
-from hyperplane.model import Drop, Flow, FlowState, Reason, Timers
+from hyperplane.model import Timers
 from hyperplane.resources import (
     Change,
-    Environment,
-    EnvironmentState,
-    Function,
     FunctionState,
-    Page,
     Plan,
-    SecurityGroup,
-    Subnet,
-    Timings,
-    Vpc,
 )
-
-Kept = dict[str, list[Any]]
-VPC = Vpc(id="vpc-1", account="default", name="customer", created=1.0, namespace="c", dns=(IPv4Address("198.19.0.2"),))
-SUBNET = Subnet(
-    id="subnet-1", account="default", name="private", created=2.0, vpc="vpc-1", cidr=IPv4Network("198.19.0.0/24"),
-    gateway=IPv4Address("198.19.0.1"), available=252,
-)  # fmt: skip
-GROUP = SecurityGroup(id="sg-1", account="default", name="web", created=3.0, vpc="vpc-1", rules=("tcp/443",))
-FUNCTION = Function(
-    id="function-1", account="default", name="reports", created=4.0, vpc="vpc-1", subnets=("subnet-1",),
-    security_groups=("sg-1",), enis=("eni-1",), inside_address=IPv4Address("198.18.0.2"),
-    routes=(IPv4Network("0.0.0.0/0"),), mtu=0, max_flows=0, state=FunctionState.ACTIVE,
-)  # fmt: skip
-ENI = resources.Eni(
-    id="eni-1", account="default", name="eni-1", created=4.0, vpc="vpc-1", subnet="subnet-1", security_groups=("sg-1",),
-    addresses=(IPv4Address("198.19.0.3"),), device="eni0", mtu=1500, state=resources.EniState.IN_USE,
-    functions=("function-1",), environments=1200,
-)  # fmt: skip
-ENVIRONMENT = Environment(
-    id="env-1", account="default", name="job-17", created=5.0, function="function-1", eni="eni-1", namespace="pid:7",
-    device="eth0", inside_address=IPv4Address("198.18.0.2"), mtu=1500, state=EnvironmentState.ATTACHED, pid=7,
-    timings=Timings(total=0.002, kernel=0.001, engine=0.0005, wait=0.0001, daemon=0.0004),
-)  # fmt: skip
-FLOW = Flow(
-    id=4294967297, tunnel="env-1", tunnel_number=2, eni="eni-1", eni_number=1, protocol="tcp",
-    state=FlowState.ESTABLISHED, inside=IPv4Address("198.18.0.2"), inside_port=40000,
-    outside=IPv4Address("198.19.0.3"), outside_port=2000, remote=IPv4Address("198.19.0.10"), remote_port=443,
-    packets_out=3, bytes_out=300, packets_in=2, bytes_in=2000, started=1, last_seen=2, expires=3,
-)  # fmt: skip
-DROP = Drop(
-    number=7, time=1, link="env-1", link_number=2, reason=Reason.SECURITY_GROUP, protocol=6,
-    source=IPv4Address("198.18.0.2"), source_port=40000, destination=IPv4Address("198.19.0.10"), destination_port=25,
-    length=60,
-)  # fmt: skip
-
-
-class Daemon:
-    """Plays the client: keeps resources, remembers requests, gives lists in pages of two."""
-
-    def __init__(self) -> None:
-        self.kept: Kept = {
-            "vpc": [VPC], "subnet": [SUBNET], "security_group": [GROUP], "function": [FUNCTION], "eni": [ENI],
-            "environment": [ENVIRONMENT], "flow": [FLOW], "drop": [DROP],
-        }  # fmt: skip
-        self.asked: list[tuple[str, Any]] = []
-        self.error: errors.HyperplaneError | None = None
-        self.plan = Plan()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def __getattr__(self, name: str) -> Any:
-        verb, _, kind = name.partition("_")
-        play: Any = {"list": self._list, "get": self._get, "delete": self._delete}.get(verb)
-        if kind and play:
-            return lambda *arguments, **more: play(kind.removesuffix("s"), *arguments, **more)
-        if verb in ("create", "update", "start"):
-            return lambda *arguments: self._made(name, kind, *arguments)
-        raise AttributeError(name)
-
-    def _note(self, name: str, what: Any) -> None:
-        self.asked.append((name, what))
-        if self.error:
-            raise self.error
-
-    def _list(self, kind: str, *, limit: int, next_token: str = "", **filters: Any) -> Page:
-        self._note(f"list_{kind}", {name: value for name, value in filters.items() if value is not None})
-        begin = int(next_token or 0)
-        items = tuple(self.kept[kind][begin : begin + 2])
-        more = begin + 2 < len(self.kept[kind])
-        return Page(items=items, next_token=str(begin + 2) if more else "")
-
-    def _get(self, kind: str, ref: Any, **more: Any) -> Any:
-        self._note(f"get_{kind}", ref)
-        for one in self.kept[kind]:
-            if ref in (one.id, getattr(one, "name", "")):
-                return one
-        raise errors.ResourceNotFound(f"no {kind} {ref}", resource=ref)
-
-    def _delete(self, kind: str, ref: str, **more: Any) -> None:
-        self._get(kind, ref)
-        self._note(f"delete_{kind}", ref)
-
-    def _made(self, name: str, kind: str, *arguments: Any) -> Any:
-        self._note(name, arguments[-1])
-        return self.kept[kind][0]
-
-    def end_environment(self, ref: str, *, drain: float = 0.0, account: str = "") -> Environment:
-        self._note("end_environment", (ref, drain))
-        return msgspec.structs.replace(ENVIRONMENT, state=EnvironmentState.DETACHING)
-
-    def apply(self, request: resources.ApplyRequest) -> Plan:
-        self._note("apply", request)
-        return self.plan
-
-    def export(self, *, account: str) -> resources.Document:
-        self._note("export", account)
-        return resources.Document(vpc=(resources.VpcSpec(name="customer", namespace="c"),))
-
-    @staticmethod
-    def send_descriptor(fd: int) -> str:
-        return f"descriptor-{fd}"
-
-    def get_flow(self, flow_id: int) -> Flow:
-        self._note("get_flow", flow_id)
-        return FLOW
+from tests.unit.cli_support import ENVIRONMENT, VPC, Daemon, Text, ran
 
 
 @pytest.fixture
@@ -148,22 +32,6 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
     made = Daemon()
     monkeypatch.setattr(Caller, "client", lambda caller: made)
     return made
-
-
-Text = pytest.CaptureFixture[str]
-
-
-def ran(capsys: Text, *arguments: str, code: int = 0) -> str:
-    """What the command printed; its error when it fails."""
-    capsys.readouterr()
-    assert entry._run(list(arguments)) == code
-    captured = capsys.readouterr()
-    if code:
-        assert captured.out == ""
-        assert captured.err.count("\n") == 1
-        return captured.err
-    assert captured.err == ""
-    return captured.out
 
 
 # Lists
@@ -324,30 +192,6 @@ def test_a_name_that_is_nearly_right_is_suggested(daemon: Daemon, capsys: Text) 
     assert "`hyperplane-nat function list` shows functions" in ran(capsys, "function", "show", "other", code=4)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["vpc", "create", "v"], "Missing option '--namespace'"),
-        (["vpc", "create", "v", "--namespace", "n", "--dns", "here"], "--dns: Expected"),
-        (["vpc", "create", "v", "--namespace", "n", "--mtu", "big"], "'big' is not a valid integer"),
-        (["vpc", "create", "v", "--namespace", "n", "--timers", "tcp=1"], "names are tcp_established"),
-        (["vpc", "create", "v", "--namespace", "n", "--udp-mapping", "x"], "is not one of"),
-        (["subnet", "create", "s", "--vpc", "v", "--cidr", "198.19.0.1/24"], "--cidr: 198.19.0.1/24 has host bits set"),
-        (["environment", "start", "f", "--namespace", "x", "--fd", "4"], "--namespace and --fd are given"),
-        (["environment", "start"], "Missing argument 'FUNCTION'"),
-        (["eni", "create"], "No such command 'create'"),
-        (["vpc", "delete"], "Missing argument 'REF...'"),
-        (["apply", "not-there.toml"], "'not-there.toml' does not exist"),
-        (["completion", "csh"], "is not one of"),
-    ],
-)
-def test_wrong_usage_is_one_line_and_exit_code_2(
-    arguments: list[str], words: str, daemon: Daemon, capsys: Text
-) -> None:
-    assert words in ran(capsys, *arguments, code=2)
-    assert not [name for name, _ in daemon.asked if not name.startswith(("get", "list"))]
-
-
 @pytest.mark.parametrize("noun", [*(noun.name for noun in NOUNS), "flow", "drop"])
 def test_a_noun_alone_shows_its_commands(noun: str, capsys: Text) -> None:
     assert entry._run([noun]) == 2
@@ -419,6 +263,13 @@ def test_apply_names_file_and_line(daemon: Daemon, capsys: Text, tmp_path: Any) 
     file.write_text('[[vpc]]\nname = "v"\nnamespace = "n"\n')
     daemon.error = errors.ResourceConflict("vpc v exists", field="document.vpc[0].name")
     assert ran(capsys, "apply", str(file), code=5) == f"{file}:2: vpc v exists\n"
+    for words in (["apply", str(file)], ["apply", "--account", "default", str(file)]):
+        file.write_bytes(b"\xef\xbb\xbf" + b'[[vpc]]\nname = "v"\nnamespace = "n"\n')  # with a byte order mark
+        daemon.error = errors.ResourceConflict("vpc v exists", field="document.vpc[0].name")
+        assert ran(capsys, *words, code=5) == f"{file}:2: vpc v exists\n"
+        assert daemon.asked[-1][1].document.vpc[0].name == "v"
+    file.write_bytes(b'\xef\xbb\xbfname = "v"\n')
+    assert ran(capsys, "apply", str(file), code=2).startswith(f"{file}:1: ")
     file.write_bytes(b'a = "\xff"\n')
     assert "no UTF-8 from byte 5 on" in ran(capsys, "apply", str(file), code=2)
 

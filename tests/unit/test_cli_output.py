@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hyperplane.cli import render
+from hyperplane.cli import words
 from hyperplane.cli.lines import JsonOutput, iso
+from hyperplane.cli.live import Screen
 from hyperplane.cli.render import Attached, Changes, Ready, Snapshot, TextOutput
+from hyperplane.cli.tables import flow_table
+from hyperplane.cli.terminal import Printer
 from hyperplane.model import Counters, Drop, Flow, FlowState, Reason, Rule
 
 NOW = 5_000_000
@@ -53,28 +56,27 @@ def ready(count: int = 2, rules: tuple[Rule, ...] = ()) -> Ready:
     return Ready("customer", "eni0", (IPv4Address("198.19.0.5"),), rules, "epoll", 1024, 1500, 4711, attached)
 
 
-def text_output(*, terminal: bool = False, width: int = 120) -> tuple[TextOutput, io.StringIO]:
+def text_output() -> tuple[TextOutput, io.StringIO]:
     file = io.StringIO()
-    console = Console(file=file, width=width, height=24, force_terminal=terminal, highlight=False)
-    return TextOutput(console), file
+    return TextOutput(Printer(file=file)), file
 
 
 # Words and tables
 
 
 def test_sizes_and_times_are_short() -> None:
-    assert [render.volume(size) for size in (0, 999, 1000, 2_500_000, 3e9, 4e12, 5e15)] == [
+    assert [words.volume(size) for size in (0, 999, 1000, 2_500_000, 3e9, 4e12, 5e15)] == [
         "0 B", "999 B", "1.0 kB", "2.5 MB", "3.0 GB", "4.0 TB", "5000.0 TB",
     ]  # fmt: skip
-    assert [render.duration(seconds) for seconds in (-1, 0.44, 59.6, 131, 7440)] == [
+    assert [words.duration(seconds) for seconds in (-1, 0.44, 59.6, 131, 7440)] == [
         "0.0 s", "0.4 s", "60 s", "2 min", "2 h 4 min",
     ]  # fmt: skip
-    assert render.milliseconds(0.00051) == "0.51 ms"
-    assert render.milliseconds(0.0123) == "12.3 ms"
-    assert render.many(1, "flow") == "1 flow"
-    assert render.many(1200, "flow") == "1,200 flows"
-    assert render.drops_text({}) == "0"
-    assert render.drops_text({"no_flow": 1, "security_group": 2}) == "3 (security_group 2, no_flow 1)"
+    assert words.milliseconds(0.00051) == "0.51 ms"
+    assert words.milliseconds(0.0123) == "12.3 ms"
+    assert words.many(1, "flow") == "1 flow"
+    assert words.many(1200, "flow") == "1,200 flows"
+    assert words.drops_text({}) == "0"
+    assert words.drops_text({"no_flow": 1, "security_group": 2}) == "3 (security_group 2, no_flow 1)"
 
 
 @pytest.mark.parametrize(
@@ -87,14 +89,14 @@ def test_sizes_and_times_are_short() -> None:
     ],
 )
 def test_a_dropped_packet_in_words(fields: dict[str, Any], text: str) -> None:
-    assert render.packet_text(drop(**fields)) == text
+    assert words.packet_text(drop(**fields)) == text
 
 
 def test_the_time_of_an_event_does_not_move(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(render, "_boot", 0.0)
-    first = render.wall_time(NOW, NOW)
+    monkeypatch.setattr(words, "_boot", 0.0)
+    first = words.wall_time(NOW, NOW)
     assert abs(first.timestamp() - time.time()) < 5
-    later = render.wall_time(NOW, NOW + 1)  # one ms of that clock has passed, maybe less of the other
+    later = words.wall_time(NOW, NOW + 1)  # one ms of that clock has passed, maybe less of the other
     assert later == first
     assert iso(first) == first.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -119,11 +121,10 @@ def test_many_environments_do_not_fill_the_screen() -> None:
     assert "and 975 more; of all: median 0.40 ms, slowest 0.40 ms" in file.getvalue()
 
 
-def test_names_are_not_taken_for_markup() -> None:
-    output, file = text_output(terminal=True)
-    output.detached("[red]box", "namespace [/] was deleted", 1)
-    assert "[red]box" in file.getvalue()
-    assert "namespace [/] was deleted; 1 environment left" in file.getvalue()
+def test_names_are_taken_neither_for_markup_nor_for_commands_of_a_terminal() -> None:
+    output, file = text_output()
+    output.detached("[red]box", "namespace \x1b[31m[/] was\ndeleted", 1)
+    assert file.getvalue() == "[red]box detached: namespace \\x1b[31m[/] was\\ndeleted; 1 environment left\n"
 
 
 def test_a_snapshot_shows_flows_and_drops_with_their_environments() -> None:
@@ -137,13 +138,16 @@ def test_a_snapshot_shows_flows_and_drops_with_their_environments() -> None:
     assert any(row.endswith("2 flows; dropped packets: 1 (security_group 1)") for row in rows)
 
 
-@pytest.mark.parametrize(("width", "last"), [(120, "idle"), (90, "state"), (60, "remote")])
+@pytest.mark.parametrize(
+    ("width", "last"), [(0, "idle"), (120, "idle"), (95, "out"), (90, "state"), (80, "remote"), (20, "remote")]
+)
 def test_a_narrow_terminal_loses_columns_and_no_digits(width: int, last: str) -> None:
-    file = io.StringIO()
-    Console(file=file, width=width).print(render.flow_table([flow()], NOW, 10, width))
-    heading, row = file.getvalue().splitlines()
-    assert heading.split()[-1] == last
-    assert "…" not in row or width == 60
+    heading, row = (Printer(file=io.StringIO()).text(*line) for line in flow_table([flow()], NOW, 10).lines(width))
+    shown = heading.split()
+    assert (shown[-2] if shown[-1] == "…" else shown[-1]) == last
+    assert (shown[-1] == "…") == (last != "idle")
+    assert "198.18.0.2:40000  198.19.0.5:2001  198.19.0.10:80" in row
+    assert not width or len(heading) <= width or width == 20
 
 
 def test_changes_are_lines_where_there_is_no_terminal() -> None:
@@ -160,19 +164,24 @@ def test_changes_are_lines_where_there_is_no_terminal() -> None:
 
 
 def test_on_a_terminal_a_table_is_kept_up_to_date_and_fits() -> None:
-    output, file = text_output(terminal=True)
-    output.ready(ready())
+    file = io.StringIO()
+    console = Console(file=file, width=120, height=24, force_terminal=True, highlight=False)
+    screen = Screen(Printer(file=file), console)
     flows, drops = [flow(number) for number in range(1, 200)], [drop(number) for number in range(1, 50)]
-    output.changes(Changes([], [], snapshot(flows, drops, bytes_out=1000)))
+    screen.show(ready(), snapshot(flows, drops, bytes_out=1000))
     file.truncate(0)
     file.seek(0)
-    later = Snapshot(NOW + 1000, flows, [], Counters(bytes_out=3000, drops={"no_flow": 5}))
-    output.changes(Changes([], [], later))
+    screen.show(ready(), Snapshot(NOW + 1000, flows, [], Counters(bytes_out=3000, drops={"no_flow": 5})))
     shown = file.getvalue()
     assert shown.count("\n") < 24
     assert "199 flows; out 2.0 kB/s, in 0 B/s; dropped packets: 5 (no_flow 5)" in shown
+    screen.close()
+
+
+def test_the_end_is_told_in_numbers() -> None:
+    output, file = text_output()
     output.ending("interrupted", Counters(flows_created=200, drops={"no_flow": 5}))
-    assert "ended: interrupted; 200 flows in all, dropped packets: 5 (no_flow 5)" in file.getvalue()
+    assert file.getvalue() == "\nended: interrupted; 200 flows in all, dropped packets: 5 (no_flow 5)\n"
 
 
 # JSON

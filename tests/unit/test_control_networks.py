@@ -68,6 +68,8 @@ def world() -> World:
         ("subnet", {"gateway": IP("198.19.8.1")}, InvalidSubnet, "gateway"),
         ("subnet", {"reserved": (NET("198.19.8.0/24"),)}, InvalidSubnet, "reserved[0]"),
         ("security_group", {"rules": ("tcp", "tpc/80")}, InvalidSecurityGroup, "rules[1]"),
+        ("security_group", {"rules": ("tcp", "icmp/13")}, InvalidSecurityGroup, "rules[1]"),
+        ("security_group", {"rules": ("all 127.0.0.0/8",)}, InvalidSecurityGroup, "rules[0]"),
         ("security_group", {"rules": 1025 * ("tcp/80",)}, InvalidSecurityGroup, "rules"),
         ("function", {"subnets": ()}, InvalidSubnet, "subnets"),
         ("function", {"subnets": 17 * ("a",)}, InvalidSubnet, "subnets"),

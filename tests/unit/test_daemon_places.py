@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hyperplane.client import socket_path
+from hyperplane.client import Client, SyncClient, socket_path
 from hyperplane.daemon.places import Places
 from hyperplane.errors import InvalidValue
 
@@ -46,3 +47,30 @@ def test_marks_tell_instances_apart(tmp_path: Path) -> None:
     marks = {Places(name, state_dir=base).mark for name in ("a", "b") for base in (tmp_path, tmp_path / "x")}
     assert len(marks) == 4
     assert all(len(mark) == 6 for mark in marks)
+
+
+# The clients
+
+
+def test_the_socket_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HYPERPLANE_RUN_DIR", str(tmp_path))
+    assert SyncClient("blue").path == Client("blue").path == tmp_path / "blue" / "api.sock"
+    monkeypatch.delenv("HYPERPLANE_INSTANCE", raising=False)
+    assert SyncClient().path == Client().path == tmp_path / "default" / "api.sock"
+    monkeypatch.setenv("HYPERPLANE_INSTANCE", "green")
+    assert SyncClient().path == Client().path == socket_path() == tmp_path / "green" / "api.sock"
+    assert SyncClient("blue").path == tmp_path / "blue" / "api.sock"
+    assert Client(path="/x/y.sock").path == Path("/x/y.sock")
+    monkeypatch.setenv("HYPERPLANE_INSTANCE", "")
+    assert Client().path == tmp_path / "default" / "api.sock"
+
+
+@pytest.mark.parametrize("kind", [SyncClient, Client])
+@pytest.mark.parametrize("name", ["../green", "", "a/b", "."])
+def test_what_cannot_be_an_instance_s_name_is_refused(kind: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidValue, match="instance name is"):
+        kind(name)
+    if name:
+        monkeypatch.setenv("HYPERPLANE_INSTANCE", name)
+        with pytest.raises(InvalidValue, match="HYPERPLANE_INSTANCE is"):
+            kind()

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ class Kernel:
         self.may_prepare.set()
         self.preparing = threading.Event()
 
-    def prepare(self, id_: str, tunnel: TunnelSpec) -> Namespace:
+    def prepare(self, id_: str, tunnel: TunnelSpec, dns: tuple[IPv4Address, ...]) -> Namespace:
         self.preparing.set()
         assert self.may_prepare.wait(5.0)
         if self.fails:

@@ -99,6 +99,50 @@ def test_wrong_rules_are_refused_in_one_line_that_shows_a_right_one(text: str) -
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        *[(f"icmp/{kind}", "only echo (icmp/8) is translated") for kind in (0, 3, 11, 12, 13, 17, 42, 255)],
+        ("tcp/80 127.0.0.0/8", "127.0.0.0/8 is no network of hosts"),
+        ("all 127.0.0.1", "127.0.0.1/32 is no network of hosts"),
+        ("udp 224.0.0.0/4", "224.0.0.0/4 is no network of hosts"),
+        ("udp/67 255.255.255.255", "255.255.255.255/32 is no network of hosts"),
+        ("icmp 240.0.0.0/8", "240.0.0.0/8 is no network of hosts"),
+        ("all 0.0.0.0/8", "anywhere is 0.0.0.0/0"),
+        ("all 0.0.0.0", "anywhere is 0.0.0.0/0"),
+    ],
+)
+def test_rules_that_can_never_let_anything_out_are_not_declared(text: str, said: str) -> None:
+    """They are readable nevertheless: databases hold them."""
+    with pytest.raises(InvalidValue, match="can never let anything out") as caught:
+        Rule.declared(text)
+    assert said in str(caught.value)
+    assert Rule.parse(str(Rule.parse(text))) == Rule.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["icmp", "icmp/8", "all", "all 0.0.0.0/0", "tcp/0", "udp 128.0.0.0/1", "tcp 0.0.0.0/1"]
+)
+def test_other_rules_are_declared_as_they_are_read(text: str) -> None:
+    assert Rule.declared(text) == Rule.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sctp", "sctp is not translated"),
+        ("gre 198.19.0.0/24", "gre is not translated"),
+        ("udp-lite/80", "udp-lite is not translated"),
+        ("tcp/80 2001:db8::/32", "IPv6 is not translated"),
+        ("tcp/https", "it is not PROTOCOL"),
+    ],
+)
+def test_what_is_wrong_with_a_rule_is_said(text: str, said: str) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        Rule.declared(text)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "values",
     [
         {"protocol": "gre"},
@@ -183,10 +227,16 @@ def test_wrong_timers(name: str, value: Any) -> None:
 
 def test_counters_add_up() -> None:
     one = Counters(packets_in=1, bytes_in=10, flows_created=2, drops={"no_flow": 3})
-    two = Counters(packets_in=2, refusals_sent=1, gone=True, drops={"no_flow": 1, "fragment": 5})
+    two = Counters(packets_in=2, refusals_sent=1, ignored=7, gone=True, drops={"no_flow": 1, "fragment": 5})
     total = one + two
     assert total == Counters(
-        packets_in=3, bytes_in=10, flows_created=2, refusals_sent=1, gone=True, drops={"no_flow": 4, "fragment": 5}
+        packets_in=3,
+        bytes_in=10,
+        flows_created=2,
+        refusals_sent=1,
+        ignored=7,
+        gone=True,
+        drops={"no_flow": 4, "fragment": 5},
     )
     assert one.drops == {"no_flow": 3}
     assert one + Counters() == one

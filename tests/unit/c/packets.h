@@ -11,14 +11,15 @@ typedef struct recipe {
   uint32_t source, destination;
   uint16_t source_port, destination_port; /* ICMP echo: the id is the first */
   uint8_t protocol;
-  uint8_t flags;         /* TCP; ICMP: the type */
-  uint8_t code;          /* ICMP */
-  uint8_t ttl;           /* 0: 64 */
-  bool may_fragment;     /* without DF */
-  uint8_t ip_options;    /* bytes, a multiple of 4: all NOP */
-  uint8_t tcp_options;   /* bytes, a multiple of 4 */
-  const uint8_t *option; /* these; NULL: all NOP */
-  uint16_t payload;      /* bytes */
+  uint8_t flags;            /* TCP; ICMP: the type */
+  uint8_t code;             /* ICMP */
+  uint8_t ttl;              /* 0: 64 */
+  bool may_fragment;        /* without DF */
+  uint8_t ip_options;       /* bytes, a multiple of 4 */
+  const uint8_t *ip_option; /* these; NULL: all NOP */
+  uint8_t tcp_options;      /* bytes, a multiple of 4 */
+  const uint8_t *option;    /* these; NULL: all NOP */
+  uint16_t payload;         /* bytes */
   const uint8_t *content;
   bool partial; /* the checksum is left to the kernel */
   uint16_t gso; /* segment size of a super-segment */
@@ -101,7 +102,10 @@ static inline uint32_t make_packet(uint8_t *data, const recipe *r) {
   ip[9] = r->protocol;
   hp_put32(ip + 12, r->source);
   hp_put32(ip + 16, r->destination);
-  memset(ip + 20, 1, r->ip_options);
+  if (r->ip_option)
+    memcpy(ip + 20, r->ip_option, r->ip_options);
+  else
+    memset(ip + 20, 1, r->ip_options);
   uint32_t transport = write_transport(l4, r);
   for (uint32_t i = 0; i < r->payload; i++)
     l4[transport + i] = r->content ? r->content[i] : (uint8_t)(i * 7);
@@ -119,6 +123,24 @@ static inline uint32_t make_packet(uint8_t *data, const recipe *r) {
     memcpy(data, &vnet, sizeof vnet);
   }
   return VNET + header + transport + r->payload;
+}
+
+/* A walk of its own: whether an option of that header may hold addresses. */
+static inline bool shows_addresses(const uint8_t *ip) {
+  static const uint8_t carrying[] = {7, 68, 82, 131, 137, 147, 149};
+  const uint8_t *at = ip + 20, *end = ip + (ip[0] & 15) * 4;
+  while (at < end && *at != 0) {
+    if (*at == 1) {
+      at++;
+      continue;
+    }
+    if (memchr(carrying, *at, sizeof carrying))
+      return true;
+    if (end - at < 2 || at[1] < 2 || at[1] > end - at)
+      return false;
+    at += at[1];
+  }
+  return false;
 }
 
 static inline bool ip_checksum_right(const uint8_t *ip) { return plain_sum(ip, (ip[0] & 15u) * 4, 0) == 0xffff; }

@@ -294,7 +294,35 @@ static void test_icmp_error_quotes_what_fits(void **state) {
       }
 }
 
-/* RFC 1122 3.2.2 */
+/* A packet of a protocol that has no header, or one of less than 8 bytes, is quoted whole or not at all. */
+static void test_icmp_error_about_a_short_packet(void **state) {
+  (void)state;
+  for (uint32_t payload = 0; payload < 12; payload++)
+    for (uint32_t room = 0; room < 40; room++) {
+      uint8_t *data = malloc(VNET + 20 + payload + room), original[32];
+      HOLD(data);
+      recipe r = {.source = 0xc6120002, .destination = 0xcb007101, .protocol = HP_UDP};
+      uint8_t whole[200];
+      make_packet(whole, &r);
+      whole[VNET + 9] = 47;
+      hp_put16(whole + VNET + 2, (uint16_t)(20 + payload));
+      write_ip_checksum(whole + VNET);
+      memcpy(data, whole, VNET + 20 + payload);
+      memcpy(original, data + VNET, 20 + payload);
+      hp_headers h;
+      HOLD(hp_parse(data, VNET + 20 + payload, &h) == HP_UNSUPPORTED_PROTOCOL);
+      uint32_t length = hp_reply_icmp(data, VNET + 20 + payload + room, &h, 0xc0000201, 3, 2, 0);
+      uint32_t least = payload < 8 ? payload : 8, fits = room < 28 ? payload + room - 28 : payload;
+      if (payload + room < 28 || fits < least) {
+        HOLD(length == 0 && memcmp(data + VNET, original, 20 + payload) == 0);
+      } else {
+        HOLD(length == VNET + 48 + fits && memcmp(data + VNET + 28, original, 20 + fits) == 0);
+      }
+      free(data);
+    }
+}
+
+/* RFC 1122 3.2.2, RFC 1812 4.3.2.7 */
 static void test_what_is_never_answered_with_an_error(void **state) {
   (void)state;
   const hp_headers fine = {.source = 0xc6120002, .destination = 0xcb007101};
@@ -302,15 +330,17 @@ static void test_what_is_never_answered_with_an_error(void **state) {
   assert_true(hp_may_answer(&h));
   h.icmp_error = true;
   assert_false(hp_may_answer(&h));
-  const uint32_t sources[] = {0, 0x00ffffff, 0xe0000001, 0xffffffff};
-  for (int i = 0; i < 4; i++) {
+  const uint32_t no_hosts[] = {0, 0x00ffffff, 0x7f000001, 0xe0000001, 0xf0000001, 0xffffffff};
+  for (unsigned i = 0; i < sizeof no_hosts / sizeof *no_hosts; i++) {
     h = fine;
-    h.source = sources[i];
+    h.source = no_hosts[i];
+    assert_false(hp_may_answer(&h));
+    h = fine;
+    h.destination = no_hosts[i];
     assert_false(hp_may_answer(&h));
   }
-  h = fine;
-  h.destination = 0xe0000001;
-  assert_false(hp_may_answer(&h));
+  for (unsigned type = 0; type < 256; type++)
+    assert_int_equal(hp_icmp_asks((uint8_t)type), type == 8 || type == 13 || type == 15 || type == 17 || type == 42);
 }
 
 int main(void) {
@@ -324,6 +354,7 @@ int main(void) {
       cmocka_unit_test(test_quotes_that_lie),
       cmocka_unit_test(test_rst),
       cmocka_unit_test(test_icmp_error_quotes_what_fits),
+      cmocka_unit_test(test_icmp_error_about_a_short_packet),
       cmocka_unit_test(test_what_is_never_answered_with_an_error),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -65,8 +65,9 @@ static hp_flow established(void) {
   hp_flow flow = new_flow(-1);
   assert_int_equal(hp_flow_state(&flow), HP_STATE_OPENING);
   assert_int_equal(send_tcp(&flow, OUT, HP_SYN | HP_ACK, 5000, 1001), HP_TCP_CHANGED);
-  assert_int_equal(hp_flow_state(&flow), HP_STATE_ESTABLISHED);
+  assert_int_equal(hp_flow_state(&flow), HP_STATE_OPENING);
   assert_int_equal(send_tcp(&flow, IN, HP_ACK, 1001, 5001), HP_TCP_PASS);
+  assert_int_equal(hp_flow_state(&flow), HP_STATE_ESTABLISHED);
   return flow;
 }
 
@@ -80,10 +81,49 @@ static void test_simultaneous_open(void **state) {
   (void)state;
   hp_flow flow = new_flow(-1);
   assert_int_equal(send_tcp(&flow, OUT, HP_SYN, 5000, 0), HP_TCP_CHANGED);
-  assert_int_equal(hp_flow_state(&flow), HP_STATE_ESTABLISHED);
+  assert_int_equal(hp_flow_state(&flow), HP_STATE_OPENING);
   assert_int_equal(send_tcp(&flow, IN, HP_SYN | HP_ACK, 1000, 5001), HP_TCP_CHANGED);
+  assert_int_equal(hp_flow_state(&flow), HP_STATE_ESTABLISHED);
   assert_int_equal(send_tcp(&flow, OUT, HP_SYN | HP_ACK, 5000, 1001), HP_TCP_CHANGED);
   assert_int_equal(hp_flow_state(&flow), HP_STATE_ESTABLISHED);
+}
+
+/* RFC 5382 REQ-5: partially open, whatever else the outside sends and the inside does not acknowledge. */
+static void test_only_an_ack_from_inside_establishes(void **state) {
+  (void)state;
+  hp_flow flow = new_flow(-1);
+  for (int again = 0; again < 3; again++)
+    send_tcp(&flow, OUT, HP_SYN | HP_ACK, 5000, 1001);
+  send_tcp(&flow, OUT, HP_ACK | HP_PSH, 5001, 1001);
+  send_tcp(&flow, OUT, HP_FIN | HP_ACK, 5001, 1001);
+  send_tcp(&flow, IN, HP_SYN, 1000, 0); /* again */
+  send_tcp(&flow, IN, HP_PSH, 1001, 0); /* no ACK flag: acknowledges nothing */
+  assert_int_equal(hp_flow_state(&flow), HP_STATE_OPENING);
+  send_tcp(&flow, IN, HP_ACK, 1001, 5001);
+  assert_int_equal(hp_flow_state(&flow), HP_STATE_ESTABLISHED);
+}
+
+/* An ACK from inside that was there before the outside's SYN acknowledges something else. */
+static void test_an_early_ack_establishes_nothing(void **state) {
+  (void)state;
+  hp_flow flow = new_flow(-1);
+  send_tcp(&flow, IN, HP_ACK, 1001, 7777);
+  send_tcp(&flow, OUT, HP_SYN | HP_ACK, 5000, 1001);
+  assert_int_equal(hp_flow_state(&flow), HP_STATE_OPENING);
+  assert_int_equal(flow.half[IN].acknowledged, 5001);
+  send_tcp(&flow, OUT, HP_SYN | HP_ACK, 5000, 1001);
+  send_tcp(&flow, IN, HP_ACK, 1001, 5001);
+  send_tcp(&flow, OUT, HP_SYN | HP_ACK, 5000, 1001); /* a copy that comes late takes nothing back */
+  assert_int_equal(hp_flow_state(&flow), HP_STATE_ESTABLISHED);
+}
+
+/* The scanner's kernel knows nothing of the SYN that its raw socket sent, and answers the SYN|ACK with RST. */
+static void test_rst_from_inside_while_opening(void **state) {
+  (void)state;
+  hp_flow flow = new_flow(-1);
+  send_tcp(&flow, OUT, HP_SYN | HP_ACK, 5000, 1001);
+  assert_int_equal(send_tcp(&flow, IN, HP_RST, 1001, 0), HP_TCP_CHANGED);
+  assert_int_equal(hp_flow_state(&flow), HP_STATE_RESET);
 }
 
 static void test_half_close_changes_nothing(void **state) {
@@ -130,6 +170,8 @@ static void test_syn_on_an_ended_flow(void **state) {
   assert_int_equal(flow.half[IN].flags, HP_SEEN_SYN);
   assert_int_equal(flow.half[OUT].flags, 0);
   assert_int_equal(send_tcp(&flow, OUT, HP_SYN | HP_ACK, 70000, 90001), HP_TCP_CHANGED);
+  assert_int_equal(hp_flow_state(&flow), HP_STATE_OPENING);
+  assert_int_equal(send_tcp(&flow, IN, HP_ACK, 90001, 70001), HP_TCP_PASS);
   assert_int_equal(hp_flow_state(&flow), HP_STATE_ESTABLISHED);
 }
 
@@ -226,7 +268,8 @@ static void test_any_flags_in_any_state(void **state) {
       bool over = after == HP_STATE_CLOSING || after == HP_STATE_RESET;
       HOLD(over == !!(flow.half[IN].flags & HP_ATTENTION) && over == !!(flow.half[OUT].flags & HP_ATTENTION));
       HOLD(was_over || !over || verdict == HP_TCP_CHANGED);
-      HOLD(before == after || was_over || verdict == HP_TCP_CHANGED);
+      bool acknowledged = before == HP_STATE_OPENING && after == HP_STATE_ESTABLISHED && side == IN && flags & HP_ACK;
+      HOLD(before == after || was_over || verdict == HP_TCP_CHANGED || acknowledged);
       HOLD(!was_over || over || verdict == HP_TCP_REOPEN); /* nothing else brings it back */
       HOLD(verdict != HP_TCP_REOPEN || (side == IN && was_over && (flags & HP_SYN) && !(flags & HP_RST)));
     }
@@ -244,6 +287,9 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_handshake),
       cmocka_unit_test(test_simultaneous_open),
+      cmocka_unit_test(test_only_an_ack_from_inside_establishes),
+      cmocka_unit_test(test_an_early_ack_establishes_nothing),
+      cmocka_unit_test(test_rst_from_inside_while_opening),
       cmocka_unit_test(test_half_close_changes_nothing),
       cmocka_unit_test(test_fin_from_both_sides_closes),
       cmocka_unit_test(test_syn_on_an_ended_flow),
