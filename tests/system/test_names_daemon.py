@@ -126,7 +126,9 @@ class TestVpcs:
             assert daemon.process
             async with daemon.client() as client:
                 await declare(client, vpc)
-                for path in ("/dev/fd/7", f"/proc/{daemon.process.pid}/fd/7", str(tmp_path / "link")):
+                with pytest.raises(InvalidValue, match="/dev/fd is the daemon's own"):
+                    await start(client, "/dev/fd/7")
+                for path in (f"/proc/{daemon.process.pid}/fd/7", str(tmp_path / "link")):
                     with pytest.raises(
                         InvalidValue, match=f"namespace {path} is a descriptor of the daemon; give pid:N"
                     ):
