@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Final
 
 SYSTEM: Final = "tests/system/"
-# Nothing that counts super-packets: 6.1 has none of UDP. "[io_uring" in a test's name: it is left out where the kernel has none, which is a fact of its own.
+# "[io_uring" in a test's name: it is left out where the kernel has none, which is a fact of its own. No test
+# that counts super-packets is here: 6.1 makes none of UDP.
 ITEMS: Final[Mapping[str, tuple[str, ...]]] = {
     # Without the servers that are no part of it: to start them takes an emulated machine minutes.
     "demo": ("test_demo.py::test_servers_and_nft_that_are_not_installed_are_left_out",),
