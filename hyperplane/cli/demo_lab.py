@@ -26,7 +26,7 @@ PREFIX: Final = "hpdemo-"
 OURS: Final = re.compile(rf"{PREFIX}(?:[a-z]+\d*-(?P<pid>\d+)$|(?P<owner>\d+)-)")
 STATUS = "/proc/self/status"
 SYSTEM_PATH: Final = "/usr/local/sbin:/usr/sbin:/sbin"  # not in everybody's PATH, but `ip` and `nft` are there
-DEADLINE: Final = 60.0  # seconds, for what takes a moment; long only where a machine is emulated
+DEADLINE: Final = 180.0  # seconds for what takes a moment: an emulated machine that is busy may need most of them
 PAUSE: Final = 0.02  # seconds between two looks at a condition
 NET_ADMIN, SYS_ADMIN = 12, 21  # linux/capability.h
 

@@ -39,12 +39,16 @@ def main() -> int:
         print(f"kernels: {problem}", file=sys.stderr)
         return 1
     begun = time.monotonic()
+    reports: list[Report] = []
+    interrupted = False
     try:
-        reports = asyncio.run(_all(kernels, options.names))
+        asyncio.run(_all(kernels, options.names, reports))
     except (KeyboardInterrupt, asyncio.CancelledError):
+        interrupted = True
+    print(f"\n{report.table(reports)}\n")
+    if interrupted:
         print("kernels: interrupted; every guest has ended", file=sys.stderr)
         return 130
-    print(f"\n{report.table(reports)}\n")
     for name in kernels.missing:
         print(f"{name}: the archive has no kernel there")
     if options.record:
@@ -70,21 +74,25 @@ def _options() -> argparse.Namespace:
     return options
 
 
-async def _all(kernels: Kernels, names: Sequence[str]) -> list[Report]:
+async def _all(kernels: Kernels, names: Sequence[str], reports: list[Report]) -> None:
+    """reports: filled, also as far as it came when it is cancelled."""
     task = asyncio.current_task()
     assert task
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     room = asyncio.Semaphore(AT_ONCE)
     async with asyncio.TaskGroup() as group:
-        chosen = [one for one in kernels.kernels if not names or one.origin in names]
-        tasks = [group.create_task(_here(room))] if not names or HERE in names else []
-        tasks += [group.create_task(_guest(one, Path(kernels.busybox), room)) for one in chosen]
-    return [one.result() for one in tasks]
+        if not names or HERE in names:
+            release = os.uname().release
+            reports.append(Report(f"{report.series(release)} {HERE}"))
+            group.create_task(_here(release, room, reports[-1]))
+        for one in kernels.kernels:
+            if not names or one.origin in names:
+                reports.append(Report(f"{report.series(one.release)} {one.origin}"))
+                group.create_task(_guest(one, Path(kernels.busybox), room, reports[-1]))
 
 
-async def _guest(kernel: Kernel, busybox: Path, room: asyncio.Semaphore) -> Report:
-    made = Report(f"{report.series(kernel.release)} {kernel.origin}")
+async def _guest(kernel: Kernel, busybox: Path, room: asyncio.Semaphore, made: Report) -> None:
     async with room:
         print(f"kernels: {kernel.release} of {kernel.origin}", flush=True)
         begun = time.monotonic()
@@ -92,13 +100,10 @@ async def _guest(kernel: Kernel, busybox: Path, room: asyncio.Semaphore) -> Repo
         made.problem = await guest.run(kernel, busybox, directory, lambda one: _tell(made, one), SECONDS)
         made.seconds = time.monotonic() - begun
         print(f"kernels: {made.name}: {len(made.tests)} tests, {made.seconds:.0f} s", flush=True)
-    return made
 
 
-async def _here(room: asyncio.Semaphore) -> Report:
+async def _here(release: str, room: asyncio.Semaphore, made: Report) -> None:
     """The same in namespaces of its own on the kernel that runs: what the others are compared with."""
-    release = os.uname().release
-    made = Report(f"{report.series(release)} {HERE}")
     async with room:
         print(f"kernels: {release} {HERE}", flush=True)
         begun = time.monotonic()
@@ -106,7 +111,6 @@ async def _here(room: asyncio.Semaphore) -> Report:
         words = [*APART, sys.executable, "-m", "tests.kernels.work", str(log)]
         made.problem = await guest.follow(words, lambda one: _tell(made, one), SECONDS, log)
         made.seconds = time.monotonic() - begun
-    return made
 
 
 def _tell(made: Report, record: Record) -> None:

@@ -10,7 +10,8 @@ from typing import Final
 from tests.kernels.guest import Record
 from tests.kernels.selection import ITEMS, SYSTEM
 
-LINES: Final = 20  # of what a failed test said
+LINES: Final = 20  # of what a failed test said, and characters of each
+WIDTH: Final = 200
 
 
 @dataclass
@@ -71,7 +72,7 @@ def text(rows: Sequence[Sequence[str]]) -> str:
 
 def failed(kernel: str, record: Record) -> str:
     """A test that failed, with the last lines of what it said."""
-    said = "\n    ".join(record.said.splitlines()[-LINES:])
+    said = "\n    ".join(line[:WIDTH] for line in record.said.splitlines()[-LINES:])
     return f"kernels: {kernel}: FAILED {record.name}\n    {said}"
 
 
