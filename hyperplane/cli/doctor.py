@@ -61,7 +61,7 @@ def run(caller: Caller, namespaces: Sequence[str], engine_user: str) -> int:
     for namespace in namespaces or ("",):
         checks += _forwarding(namespace)
         checks += _crossing(namespace, known)
-    checks.append(_daemon(caller))
+    checks += _daemon(caller)
     if caller.as_json:
         print(msgspec.json.encode(checks).decode())
     else:
@@ -269,7 +269,8 @@ CHECKS: Final[tuple[Callable[[], Iterable[Check]], ...]] = (
 )  # fmt: skip
 
 
-def _daemon(caller: Caller) -> Check:
+def _daemon(caller: Caller) -> Iterable[Check]:
+    """Whether it answers, and what it says of itself and of its ENIs in the kernel: it compares them all the time."""
     from hyperplane.client import socket_path
 
     path = socket_path(caller.instance)
@@ -278,15 +279,21 @@ def _daemon(caller: Caller) -> Check:
         try:
             asking.connect(str(path))
         except PermissionError:
-            return Check("daemon", "warn", f"{path} may not be used by this user", "join the daemon's group")
+            yield Check("daemon", "warn", f"{path} may not be used by this user", "join the daemon's group")
+            return
         except OSError:
             text = f"instance {caller.instance} does not run"
-            return Check("daemon", "ok", text, f"start it: hyperplane-nat daemon --instance {caller.instance}")
+            yield Check("daemon", "ok", text, f"start it: hyperplane-nat daemon --instance {caller.instance}")
+            return
     try:
         with caller.client() as client:
-            client.status()
+            reasons = client.health().reasons
     except DaemonUnavailable as error:
-        return Check("daemon", "warn", error.message, error.remedy)
+        yield Check("daemon", "warn", error.message, error.remedy)
     except HyperplaneError as error:
-        return Check("daemon", "warn", str(error))
-    return Check("daemon", "ok", f"instance {caller.instance} answers")
+        yield Check("daemon", "warn", str(error))
+    else:
+        if not reasons:
+            yield Check("daemon", "ok", f"instance {caller.instance} answers")
+        for found, _, remedy in (reason.partition("; ") for reason in reasons):
+            yield Check("daemon", "fail", found, remedy or "the daemon's log says more")

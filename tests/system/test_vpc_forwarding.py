@@ -14,7 +14,7 @@ import pytest
 from hyperplane.attachment import Attachments
 from hyperplane.linux.forwarding import look, troubles
 
-from .daemons import ROOT, TestDaemon, declare, start
+from .daemons import ROOT, TestDaemon, declare, start, until
 from .support import ALL, Namespaces, Within, blocking, ip, run_in
 
 ENI, UPLINK, BEYOND = "198.19.0.5", "198.19.7.1", "198.19.8.10"
@@ -92,6 +92,23 @@ async def test_doctor_names_eni_and_setting(
         assert reaches(box, BEYOND)
         code, said = doctor(daemon, vpc)
         assert (code, said["ENIs"]["state"]) == (0, "ok")
+
+
+async def test_doctor_says_what_the_daemon_cannot_put_right(daemon: TestDaemon, netns_factory: Namespaces) -> None:
+    vpc, server = netns_factory("vpc"), netns_factory("server")
+    uplink, _ = netns_factory.connect(vpc, "198.19.0.1/24", server, "198.19.0.80/24")
+    async with daemon.client() as client:
+        await declare(client, vpc)
+        assert doctor(daemon, vpc)[1]["daemon"]["state"] == "ok"
+        ip("-n", vpc, "link", "set", uplink, "down")
+        await until(client.health, lambda health: bool(health.reasons))
+        code, said = doctor(daemon, vpc)
+        assert (code, said["daemon"]["state"]) == (1, "fail")
+        assert said["daemon"]["found"].startswith(f"device {uplink} is down: ENI address 198.19.0.2 is not found")
+        assert said["daemon"]["remedy"] == f"`ip link set {uplink} up`"
+        ip("-n", vpc, "link", "set", uplink, "up")
+        await until(client.health, lambda health: not health.reasons)
+        assert doctor(daemon, vpc)[1]["daemon"]["state"] == "ok"
 
 
 async def test_without_a_daemon_the_device_alone_is_named(
