@@ -26,6 +26,7 @@ Token = Hashable
 DEBOUNCE: Final = 0.05  # seconds from a notification until its namespace is looked at: changes come in bunches
 INTERVAL: Final = 0.5  # seconds between two looks at an ENI without a notification
 IDLE: Final = 20  # times what looks at all ENIs take is the time until the next: a twentieth of a processor at most
+BREATH: Final = 4  # times what looks take is the time until the next: a fifth of a processor at most, whatever happens
 SWEEP: Final = 0.5  # seconds that a look at all environments takes at least
 SWEEP_IDLE: Final = 50  # times what looks at environments take
 CHUNK: Final = 8  # environments looked at in one go
@@ -152,34 +153,34 @@ class Upkeep:
     async def _keep_enis(self) -> None:
         next_all = 0.0
         while True:
-            now = self._loop.time()
-            if now >= next_all:
-                for kept in self._enis.values():
-                    kept.dirty = True
-            due = [(token, kept) for token, kept in self._enis.items() if _due(kept, now)]
-            if due:
-                await asyncio.gather(*(self._look_at(token, kept) for token, kept in due))
-                over = self._loop.time()
-                next_all = max(next_all, over + max(INTERVAL, IDLE * (over - now)))
-            if not self._enis:
-                next_all = float("inf")
-            wait = self._until_next(next_all)
+            while not self._enis:
+                self._wake.clear()
+                await self._wake.wait()
+            begun = self._loop.time()
+            every = begun >= next_all
+            for kept in self._enis.values() if every else ():
+                kept.dirty = True
+            due = [(token, kept) for token, kept in self._enis.items() if _due(kept, begun)]
+            await asyncio.gather(*(self._look_at(token, kept) for token, kept in due))
+            took = self._loop.time() - begun
+            if every:
+                next_all = begun + took + max(INTERVAL, IDLE * took)
+            await asyncio.sleep(BREATH * took)  # notifications may come without an end
             self._wake.clear()
+            if any(kept.dirty and kept.not_before <= self._loop.time() for kept in self._enis.values()):
+                continue  # they came meanwhile
             with suppress(TimeoutError):
-                async with asyncio.timeout(wait):
+                async with asyncio.timeout(self._until_next(next_all)):
                     await self._wake.wait()
                     await asyncio.sleep(DEBOUNCE)
-            if self._enis and next_all == float("inf"):
-                next_all = self._loop.time()
 
-    def _until_next(self, next_all: float) -> float | None:
+    def _until_next(self, next_all: float) -> float:
         times = [next_all]
         for kept in self._enis.values():
             times.append(kept.again)
             if kept.dirty:
                 times.append(kept.not_before)
-        earliest = min(times)
-        return None if earliest == float("inf") else max(earliest - self._loop.time(), DEBOUNCE)
+        return max(min(times) - self._loop.time(), DEBOUNCE)
 
     async def _look_at(self, token: Token, kept: _Kept) -> None:
         thorough = kept.changed or kept.key not in self._network
