@@ -91,13 +91,15 @@ class EniDevice:
         """Compares with the kernel, puts right what is not as it must be, and tells neighbours what they do not know.
 
         In a thread that is in the VPC's namespace; takes arp.PROBE_TIMEOUT where a segment is new and not in clear:
-        there nobody has the address. thorough: no notification of the kernel's would be missed by doing without. Raises
+        there nobody has the address. thorough: not only at what changes without a notification of the kernel's. Raises
         DeviceLost, DeviceError, PermissionMissing; what was put right before stays so.
         """
         with self._lock:
             repair.check_place(self.fd, self.namespace.key)
-            differences = repair.put_right(self.fd, self.shape)
+            differences = []
             if thorough or time.monotonic() - self._looked > THOROUGH_AGAIN:
+                # A namespace may have a million routes: the kernel goes through them to find ours.
+                differences += repair.put_right(self.fd, self.shape)
                 self._find_segments()
             self._look_for_others([place for place in self._present if place not in clear])
             for place, segment in self._present.items():
