@@ -167,7 +167,7 @@ class Attachments:
                 await asyncio.wrap_future(await self._jobs.do(self._unmake_eni, opened))
                 raise
             self._enis[opened.eni] = opened
-            self._upkeep.add_eni(opened, opened.device.namespace)
+            await asyncio.wait((self._upkeep.add_eni(opened, opened.device.namespace),))
         return opened.eni
 
     def eni_ended(self, eni: Eni) -> asyncio.Future[str]:

@@ -94,11 +94,12 @@ class Upkeep:
         self._start(self._keep_enis())
         self._start(self._keep_environments())
 
-    def add_eni(self, token: Token, namespace: Namespace) -> None:
-        """Looks at it soon, and from then on. namespace: the VPC's; it may be closed."""
+    def add_eni(self, token: Token, namespace: Namespace) -> asyncio.Task[None]:
+        """Looks at it soon, and from then on. namespace: the VPC's; it may be closed. What is returned is done when
+        notifications are heard."""
         self._enis[token] = _Kept(namespace.key)
-        self._start(self._listen(namespace))
         self._wake.set()
+        return self._start(self._listen(namespace))
 
     def add_environment(self, token: Token) -> None:
         self._environments[token] = _Kept(None)
@@ -231,10 +232,11 @@ class Upkeep:
             if item.times == FIGHT:
                 self._keeper.disputed(token, difference.what, item.pause)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _due(kept: _Kept, now: float) -> bool:
