@@ -163,11 +163,13 @@ class Attachments:
             try:
                 self._check_open()
                 self._watch.add(opened.eni, opened.device.namespace)
+                await asyncio.wait((self._upkeep.add_eni(opened, opened.device.namespace),))
             except BaseException:
+                self._watch.remove(opened.eni)
+                self._upkeep.remove(opened)
                 await asyncio.wrap_future(await self._jobs.do(self._unmake_eni, opened))
                 raise
             self._enis[opened.eni] = opened
-            await asyncio.wait((self._upkeep.add_eni(opened, opened.device.namespace),))
         return opened.eni
 
     def eni_ended(self, eni: Eni) -> asyncio.Future[str]:
@@ -373,7 +375,7 @@ class Attachments:
     def _lost(self, token: OpenEni | Attachment, reason: str) -> None:
         if isinstance(token, Attachment):
             self._begin_end(token, reason)
-        elif token.end is None:
+        elif token.eni in self._enis:
             self._begin_eni_end(token, reason)
 
     async def _close(self) -> None:
