@@ -173,9 +173,10 @@ def _follow(held: _Held, was: str, governor: str, setting: Setting) -> None:
     """Others' latest wish is what it is set back to: they wrote the setting itself, or its governor."""
     if was != setting.value:
         held.original, held.governor = was, governor
-    elif held.governor != governor:
-        # The value is the needed one by now, perhaps because the governor set it.
-        held.original, held.governor = governor or held.original, governor
+    elif governor and held.governor != governor:
+        # The value is the needed one by now, perhaps because the governor set it. What the governor was before is not
+        # known from a journal of an older version: then what was noted counts.
+        held.original, held.governor = governor if held.governor else held.original, governor
 
 
 def _restore(held: _Held, setting: Setting) -> None:

@@ -127,14 +127,36 @@ def test_a_successor_sets_back_what_a_killed_process_changed(sysctls: Sysctls, t
     assert sysctls[UPLINK.path] == (others or "0")
 
 
-def test_a_journal_of_before_governors_were_noted(sysctls: Sysctls, tmp_path: Path) -> None:
+@pytest.mark.parametrize("original", ["0", "1"])
+@pytest.mark.parametrize("governor", ["0", "1"])
+@pytest.mark.parametrize("adopted", [False, True])
+def test_a_journal_of_before_governors_were_noted(
+    sysctls: Sysctls, tmp_path: Path, original: str, governor: str, adopted: bool
+) -> None:
+    """What it was counts: nobody knows whether the governor has been written since."""
+    journal = tmp_path / "settings.json"
+    journal.write_text(json.dumps([[*KEY, UPLINK.path, original]]))
+    sysctls[IP_FORWARD], sysctls[UPLINK.path] = governor, "1"
+    successor = Settings()
+    successor.journal(journal)
+    if adopted:
+        assert successor.hold(KEY, UPLINK, "a") is None
+        successor.release(KEY, UPLINK, "a", restore=True)
+    else:
+        successor.release_inherited(KEY, UPLINK, restore=True)
+    assert sysctls[UPLINK.path] == original
+
+
+def test_what_others_write_after_such_a_journal_was_read(sysctls: Sysctls, tmp_path: Path) -> None:
     journal = tmp_path / "settings.json"
     journal.write_text(json.dumps([[*KEY, UPLINK.path, "0"]]))
     sysctls[UPLINK.path] = "1"
     successor = Settings()
     successor.journal(journal)
-    successor.release_inherited(KEY, UPLINK, restore=True)
-    assert sysctls[UPLINK.path] == "0"
+    successor.hold(KEY, UPLINK, "a")
+    sysctls.ip_forward("1")
+    successor.release(KEY, UPLINK, "a", restore=True)
+    assert sysctls[UPLINK.path] == "1"
 
 
 def test_a_namespace_that_is_gone_is_forgotten(sysctls: Sysctls) -> None:
