@@ -257,6 +257,46 @@ async def test_what_was_broken_while_no_daemon_ran(netns_factory: Namespaces, ki
             assert (await again.get_environment("e")).state is EnvironmentState.ATTACHED
 
 
+@pytest.mark.parametrize("way", ["made again", "another MAC", "late"])
+async def test_an_uplink_that_changed_while_no_daemon_ran(netns_factory: Namespaces, way: str) -> None:
+    async with own_site(netns_factory) as (daemon, client, site):
+        await client.close()
+        if way == "late":
+            site.unplug()
+            await eventually(lambda: proxies(site) == [])
+        daemon.kill()
+        if way == "another MAC":
+            changes_of_the_vpc(site)["uplink's MAC"]()
+        else:
+            site.unplug()
+            site.plug()
+        daemon.start()
+        async with daemon.client() as again:
+            await right_again(daemon, again, site, 0, "ready")
+
+
+async def test_an_eni_that_is_deleted_while_its_address_is_routed_elsewhere(netns_factory: Namespaces) -> None:
+    """It is made again; nobody loses the environment."""
+    async with own_site(netns_factory) as (daemon, client, site):
+        site.vpc_ip("route", "add", f"{site.address}/32", "dev", "lo", "metric", "5")
+        before = len(daemon.log)
+        site.vpc_ip("link", "del", site.device)
+        await right_again(daemon, client, site, before, VPC["ENI removed"])
+        assert (await client.get_environment("e")).state is EnvironmentState.ATTACHED
+
+
+async def test_an_address_that_a_rule_leads_elsewhere_is_said(netns_factory: Namespaces) -> None:
+    async with own_site(netns_factory) as (daemon, client, site):
+        site.vpc_ip("route", "add", f"{site.address}/32", "dev", "lo", "table", "100")
+        site.vpc_ip("rule", "add", "to", site.address, "table", "100")
+        health = await until(client.health, lambda health: bool(health.reasons))
+        assert f"{site.address} is routed to device lo, not to {site.device}" in health.reasons[0]
+        await eventually(lambda: '"event": "it cannot be put right"' in daemon.log)
+        site.vpc_ip("rule", "del", "to", site.address, "table", "100")
+        await until(client.health, lambda health: not health.reasons)
+        await eventually(lambda: '"event": "it is right again"' in daemon.log)
+
+
 class TestSettingsAtTheEnd:
     """What others wanted last is what is left of them."""
 

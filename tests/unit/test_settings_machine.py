@@ -32,12 +32,8 @@ class Others(RuleBasedStateMachine):
         self.unseen = False
         self.values: dict[str, str] = {}
         self.alone = ""
-        self.patches = [
-            patch.object(settings, "read", lambda path: self.values[path]),
-            patch.object(settings, "write", lambda path, value: self.values.__setitem__(path, value)),
-        ]
-        for one in self.patches:
-            one.start()
+        self.patched = patch.multiple(settings, read=self.values.__getitem__, write=self.values.__setitem__)
+        self.patched.start()
 
     def process(self) -> Settings:
         made = Settings()
@@ -45,13 +41,12 @@ class Others(RuleBasedStateMachine):
         return made
 
     def teardown(self) -> None:
-        for one in self.patches:
-            one.stop()
+        self.patched.stop()
         self.folder.cleanup()
 
     @initialize(governor=VALUES, uplink=VALUES)
     def begin(self, governor: str, uplink: str) -> None:
-        self.values = {IP_FORWARD: governor, UPLINK.path: uplink}
+        self.values |= {IP_FORWARD: governor, UPLINK.path: uplink}
         self.alone = uplink
 
     @rule(holder=HOLDERS)
