@@ -77,7 +77,7 @@ def heard(server: str, vpc: str, within: Within) -> Iterator[Callable[[], list[A
         packets.setblocking(False)
 
         def read() -> list[Any]:
-            frames = []
+            frames: list[Any] = []
             while True:
                 try:
                     frame = Ether(packets.recv(2048))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from hyperplane.linux import repair, seen
+from hyperplane.linux import seen
 from hyperplane.linux.device import Shape
 from hyperplane.linux.repair import Difference, compare_link
 from hyperplane.linux.seen import Link, Route
@@ -24,8 +24,8 @@ MISSING = Difference("route 0.0.0.0/0", "missing", "set")
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     made: dict[str, list[Any]] = {"addresses": [ADDRESS], "routes": list(ROUTES)}
-    monkeypatch.setattr(repair.seen, "addresses", lambda index: made["addresses"] if index == LINK.index else [])
-    monkeypatch.setattr(repair.seen, "routes", lambda index: made["routes"] if index == LINK.index else [])
+    monkeypatch.setattr(seen, "addresses", lambda index: made["addresses"] if index == LINK.index else [])
+    monkeypatch.setattr(seen, "routes", lambda index: made["routes"] if index == LINK.index else [])
     return made
 
 

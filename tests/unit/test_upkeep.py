@@ -162,3 +162,59 @@ async def test_one_more_look_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatc
         made.add_eni("b", NOWHERE)
         await until(lambda: keeper.looks["b"] >= 1)
         assert keeper.looks["a"] <= count + 2
+
+
+async def test_a_flood_of_notifications_of_one_starves_nobody() -> None:
+    """They are taken together: far fewer looks than notifications, and the other ENI and environments have theirs."""
+    keeper = Keeper()
+    async with keeping(keeper) as made:
+        made.add_eni("a", Namespace("a", -1, (0, 1), "/nonexistent/a"))
+        made.add_eni("b", Namespace("b", -1, (0, 2), "/nonexistent/b"))
+        made.add_environment("e")
+        await until(lambda: keeper.looks["b"] >= 1)
+        b, swept, told = keeper.looks["b"], keeper.sweeps["e"], 0
+        while keeper.looks["b"] < b + 5 or keeper.sweeps["e"] < swept + 5:
+            for _ in range(1000):
+                made._changed((0, 1))
+            told += 1000
+            assert told < 10_000_000
+            await asyncio.sleep(0)
+        assert keeper.looks["a"] < told / 100
+
+
+async def test_a_notification_wakes_those_of_its_namespace_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "INTERVAL", 3600.0)
+    keeper = Keeper()
+    async with keeping(keeper) as made:
+        for number, token in enumerate("abc"):
+            await made.add_eni(token, Namespace(token, -1, (0, number // 2), f"/nonexistent/{token}"))
+        await until(lambda: not any(kept.dirty for kept in made._enis.values()))  # the looks at the start are over
+        before = keeper.looks.copy()
+        made._changed((0, 0))
+        await until(lambda: keeper.looks["a"] > before["a"] and keeper.looks["b"] > before["b"])
+        assert keeper.looks["c"] == before["c"]
+
+
+async def test_a_fight_that_goes_on_gets_longer_pauses_and_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pause is cut short here: it counts as broken again just after it."""
+    keeper = Keeper()
+    keeper.reports["a"] = CHANGED
+    async with keeping(keeper) as made:
+        made.add_eni("a", NOWHERE)
+        pauses = []
+        await until(lambda: keeper.disputes)
+        kept = made._enis["a"]
+        for _ in range(7):
+            pauses.append(kept.items["MTU"].pause)
+            count, kept.not_before = keeper.looks["a"], 0.0
+            made._wake.set()
+            await until(lambda count=count: keeper.looks["a"] > count)
+            await asyncio.sleep(0)
+        assert pauses == sorted(pauses)
+        assert pauses[:5] == [1.0, 2.0, 4.0, 8.0, 16.0]
+        assert kept.items["MTU"].pause == upkeep.LONGEST
+        assert keeper.disputes == [("a", "MTU")]
+        del keeper.reports["a"]
+        monkeypatch.setattr(upkeep, "AGAIN", -2 * upkeep.LONGEST)  # as if it had stayed right for so long
+        kept.not_before = 0.0
+        await until(lambda: made.troubles == [] and not kept.items)
