@@ -115,7 +115,11 @@ class EniDevice:
         found = segments.find(self.addresses)
         self._present = {_Place(one.device, one.link.index, one.address): one for one in found}
         for place in [place for place in self._served if place not in self._present]:
-            self._leave(place)
+            renamed = _Place(_name(place.number), place.number, place.address)
+            if renamed in self._present and renamed not in self._served:
+                self._rename(place, renamed)
+            else:
+                self._leave(place)
         self._taken = {place: one for place, one in self._taken.items() if place in self._present}
         self._said = tuple(segments.troubles(found))
         self._looked = time.monotonic()
@@ -174,6 +178,12 @@ class EniDevice:
         needed = _needed(place.device)
         for setting in (forwarding(place.device), proxy_delay(place.device)):
             SETTINGS.release(key, setting, holder, restore=not needed)
+
+    def _rename(self, place: _Place, renamed: _Place) -> None:
+        self._served[renamed] = self._served.pop(place)
+        for setting in (forwarding, proxy_delay):
+            old, new = setting(place.device), setting(renamed.device)
+            SETTINGS.rename(self.namespace.key, old, new, (self, place), (self, renamed))
 
     def _announce(self) -> float | None:
         """Tells neighbours what is due; returns the seconds until more is."""
@@ -368,3 +378,11 @@ def _index(device: str) -> int:
         return socket.if_nametoindex(device)
     except OSError:
         return 0
+
+
+def _name(index: int) -> str:
+    """Empty when there is no such device."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return ""

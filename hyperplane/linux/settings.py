@@ -139,6 +139,17 @@ class Settings:
                     _restore(held, setting)
                 self._write_journal()
 
+    def rename(self, key: Key, old: Setting, new: Setting, holder: Hashable, renamed: Hashable) -> None:
+        """For a device that has another name, which takes its settings along: holder's is renamed's from now on."""
+        with self._lock:
+            if (moved := self._held.pop((key, old.path), None)) is not None:
+                self._held[key, new.path] = moved
+            held = self._held.get((key, new.path))
+            if held is not None and holder in held.holders:
+                held.holders.discard(holder)
+                held.holders.add(renamed)
+            self._write_journal()
+
     def forget(self, holder: Hashable) -> None:
         """What it held is gone with its namespace or device: nothing is set back."""
         with self._lock:

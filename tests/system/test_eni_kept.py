@@ -184,3 +184,21 @@ def test_settings_stay_until_the_last_eni_of_a_segment_goes(
     threads.submit(withdraw_eni, enis[1 - first], threads).result(DEADLINE)
     assert kept() == ("0", "70")  # as others wanted it last
     assert proxies(vpc) == []
+
+
+@pytest.mark.parametrize("enis", [1, 2])
+def test_a_renamed_uplink_keeps_what_it_was(
+    vpc: str, make: Make, look: Look, threads: NamespaceThreads, enis: int
+) -> None:
+    """Settings go with a device that gets another name."""
+    made = [make("eni0", ENI), make("eni1", SECOND)][:enis] if enis > 1 else [make()]
+    for step in (["down"], ["name", "up9"], ["up"]):
+        ip("-n", vpc, "link", "set", "up0" if step != ["up"] else "up9", *step)
+    for one in made:
+        look(one)
+        assert look(one).differences == ()
+    assert (setting(vpc, "conf.up9.forwarding"), setting(vpc, "neigh.up9.proxy_delay")) == ("1", "0")
+    for one in made:
+        threads.submit(withdraw_eni, one, threads).result(DEADLINE)
+    assert (setting(vpc, "conf.up9.forwarding"), setting(vpc, "neigh.up9.proxy_delay")) == ("0", "80")
+    assert proxies(vpc) == []
