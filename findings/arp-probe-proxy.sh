@@ -11,7 +11,7 @@
 #   So `arping -D`, and every host that does as RFC 5227 says, finds the proxied address free, takes it, and has a
 #   conflict at once. (With rp_filter=1 on the router, the announcement gets no answer either.) IPv6 is not like that:
 #   duplicate address detection (RFC 4862) finds a proxied address taken.
-# Versions: Linux 6.1, 6.12 and 6.18 (the table); iputils-arping 3:20221126-1+deb12u1.
+# Versions: Linux 6.1, 6.12, 6.18 and 7.3 (the table); iputils-arping 3:20221126-1+deb12u1.
 # Source: net/ipv4/arp.c of 6.18: arp_process() deals with sender 0 by itself, answers for RTN_LOCAL only and returns
 #   before it comes to proxies. Every other request needs a route from its sender (ip_route_input_noref()): one that
 #   comes from an own address has none, one from a proxied address has one and is answered as any.

@@ -7,11 +7,11 @@
 # Seen: the queue of a device without carrier throws everything away, and the kernel replaces it a moment after the
 #   carrier came, in a work queue. In between send() returns the frame's length and the frame is dropped (the device's
 #   tx_dropped counts it). ETHTOOL_GLINK, which reads as a mere question, does that pending work before it answers.
-# Versions: Linux 6.12 and 6.18, a TAP device whose carrier the script sets (TUNSETCARRIER). How many are lost depends
-#   on load and processors (seen: from one in 4 to one in 200); that some are, and none after ETHTOOL_GLINK, does not.
-#   Linux 6.1 loses frames too (1 of 11), but there each round takes a second and the script cannot tell whether
-#   asking helps: it exits 1.
-# Source: net/ethtool/ioctl.c: ethtool_op_get_link() calls linkwatch_sync_dev() in 6.12 and 6.18, where older ones
+# Versions: Linux 6.12, 6.18 and 7.3, a TAP device whose carrier the script sets (TUNSETCARRIER). How many are lost
+#   depends on load and processors (seen: from one in 4 to one in 200); that some are, and none after ETHTOOL_GLINK,
+#   does not. Linux 6.1 loses frames too (1 of 22 seen), but there a round takes a second and the script cannot tell:
+#   it exits 1.
+# Source: net/ethtool/ioctl.c: ethtool_op_get_link() calls linkwatch_sync_dev() in 6.12 and later, where older ones
 #   only look; net/core/link_watch.c: linkwatch_urgent_event() sees to it that a carrier that comes is dealt with
 #   soon, yet in a work queue. That the queue without carrier is the noop one that drops: seen by tx_dropped only.
 # Why it matters: the moment when an uplink's carrier comes is when gratuitous ARPs are due. One that is sent too

@@ -6,7 +6,7 @@
 #   whose own forwarding somebody has set to 0 stays at 0 however often 1 is written, and drops what should be
 #   forwarded. IPv6 copies it to all devices at each writing. A change of the value does work: any, even from 1 to 2,
 #   which is accepted.
-# Versions: Linux 6.1, 6.12 and 6.18.
+# Versions: Linux 6.1, 6.12, 6.18 and 7.3.
 # Source: net/ipv4/devinet.c: devinet_sysctl_forward() does everything under "value changed", also in 3.x and 5.x;
 #   net/ipv6/addrconf.c: addrconf_fixup_forwarding().
 # Why it matters: who writes ip_forward and no more, and reads it back, finds 1 and believes that this is enough. What

@@ -6,7 +6,7 @@
 # Seen: for a proxy neighbour the kernel ignores both flags: the second `add` succeeds and changes nothing that shows,
 #   and `change` makes an entry. There is one entry all the same: the first of two users that deletes takes it from
 #   the other.
-# Versions: Linux 6.1, 6.12 and 6.18 with iproute2 6.1 (Debian 12).
+# Versions: Linux 6.1, 6.12, 6.18 and 7.3 with iproute2 6.1 (Debian 12).
 # Source: net/core/neighbour.c of 6.18: neigh_add() goes to pneigh_create() for NTF_PROXY, which takes no nlmsg_flags
 #   and updates an entry that it finds.
 # Why it matters: whether a proxy neighbour is ours cannot be learnt from the kernel's answer when we add it. It has

@@ -8,7 +8,7 @@
 #   clients that leave the state out, `ip neigh add proxy ... nud none`, and the ioctl SIOCSARP (that is `arp -s ...
 #   pub`) even with ATF_PERM, do not. A repeated request without the state takes the permanence away from one that had
 #   it.
-# Versions: Linux 6.1.192, 6.12.95 and 6.18.44 with iproute2 6.1 (Debian 12). It came with a patch that added
+# Versions: Linux 6.1.192, 6.12.95, 6.18.44 and 7.3.4 with iproute2 6.1 (Debian 12). It came with a patch that added
 #   "permanent" to struct pneigh_entry and that stable kernels took over; a kernel before it drops all proxies then
 #   (source only, not run).
 # Source: net/core/neighbour.c of 6.18: pneigh_create(), pneigh_ifdown(skip_perm), called by neigh_carrier_down();

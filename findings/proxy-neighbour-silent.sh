@@ -5,7 +5,7 @@
 #   proxy neighbour is added, listed and deleted by the same RTM_NEWNEIGH, RTM_GETNEIGH and RTM_DELNEIGH.
 # Seen: an ordinary neighbour is told, a proxy neighbour never: not when it is added, nor when it is deleted, nor when
 #   the kernel itself drops it because the device goes down, nor by deleting the device's last IPv4 address.
-# Versions: Linux 6.1, 6.12 and 6.18 with iproute2 6.1 (Debian 12).
+# Versions: Linux 6.1, 6.12, 6.18 and 7.3 with iproute2 6.1 (Debian 12).
 # Source: net/core/neighbour.c of 6.18: pneigh_create(), pneigh_delete() and pneigh_ifdown() change the table and call
 #   no __neigh_notify(); only what touches a struct neighbour does (neigh_update_notify(),
 #   neigh_cleanup_and_release()).

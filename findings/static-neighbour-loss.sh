@@ -10,7 +10,7 @@
 #     one of two IPv4 addresses is deleted           4 6          4 6
 #     the last IPv4 address is deleted               6            6
 #   The last comes about by itself when an address is renewed by deleting it and adding it again.
-# Versions: Linux 6.1, 6.12 and 6.18 with iproute2 6.1 (Debian 12).
+# Versions: Linux 6.1, 6.12, 6.18 and 7.3 with iproute2 6.1 (Debian 12).
 # Source: net/core/neighbour.c of 6.18: neigh_changeaddr() flushes permanent neighbours too, and no proxies;
 #   neigh_carrier_down() spares permanent ones of both. net/ipv4/fib_frontend.c: fib_disable_ip() calls arp_ifdown(),
 #   which is all of neigh_ifdown(), when no address is left.

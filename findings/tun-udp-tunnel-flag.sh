@@ -3,10 +3,11 @@
 #
 # Expected: TUNSETOFFLOAD refuses (EINVAL) what the device cannot do; offloads say what may come, so a frame that
 #   needs none of them is read as before.
-# Seen: TUN_F_UDP_TUNNEL_GSO  is accepted with a virtio header of 10 or 12 bytes, the usual ones. Then each read()
+# Seen: TUN_F_UDP_TUNNEL_GSO is accepted with a virtio header of 10 or 12 bytes, the usual ones. Then each read()
 #   fails with EFAULT, though the buffer is fine, also for a plain UDP datagram; the frame is gone and counted
 #   nowhere, neither as transmitted nor as dropped. With a header of 24 bytes (TUNSETVNETHDRSZ) all is well.
-# Versions: Linux 6.18. Linux 6.1 and 6.12 do not know the flag and refuse it; there this script says so and exits 1.
+# Versions: Linux 6.18 and 7.3. Linux 6.1 and 6.12 do not know the flag and refuse it; there this script says so and
+#   exits 1.
 # Source: drivers/net/tun_vnet.h: tun_vnet_parse_size() asks the offloads how much of the header to write, and not the
 #   header's size; __tun_vnet_hdr_put() then fills a rest whose length is negative.
 # Why it matters: the descriptor of an environment's device may be shared with others, and offloads belong to the
