@@ -14,7 +14,8 @@
 #   unhooks a socket that has a protocol already by __unregister_prot_hook(sync=true), which waits too.
 #   net/core/dev.c: synchronize_net() (rtnl_is_locked()).
 # Why it matters: a program that opens a packet socket for each ARP announcement or probe is blocked for that time,
-#   without a system call that looks slow: 64 addresses are a second. So one socket per namespace is kept.
+#   without a system call that looks slow: 64 addresses are a second. So all addresses on
+#   a device are asked for, or announced, through one socket.
 set -eu
 
 ns=finding-$$

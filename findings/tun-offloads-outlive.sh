@@ -11,8 +11,9 @@
 # Versions: Linux 6.1 (checksums; it has no USO), 6.12, 6.18 and 7.3.
 # Source: drivers/net/tun.c: set_offload() puts them into the device's features, asks neither for IFF_VNET_HDR nor who
 #   sets them; that nothing takes them back at close() or TUNSETIFF: seen only.
-# Why it matters: a device that is kept while its user is replaced, or that was handed to us by descriptor, has the
-#   offloads of whoever came before. So they are set when a device is taken, also to 0, and never taken as read.
+# Why it matters: a persistent device that a platform hands to us by descriptor keeps the offloads that we set. Whoever
+#   opens it next, another program perhaps, has to set its own, also 0. We refuse a descriptor without the header, and set
+#   offloads of every device that we take.
 set -eu
 
 ns=finding-$$
