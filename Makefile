@@ -191,7 +191,7 @@ lint-c: need-lint
 
 lint-shell: need-lint
 	@echo "lint: shellcheck"
-	@shellcheck tools/*.sh tests/kernels/*.sh .ci/run
+	@shellcheck tools/*.sh tests/kernels/*.sh findings/*.sh .ci/run
 
 format: need-lint $(VENV)/all.stamp
 	@$(BIN)/ruff check --quiet --fix $(PYTHON_SOURCES)

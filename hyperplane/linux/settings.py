@@ -96,6 +96,9 @@ class Settings:
                 new = True
             else:
                 new = False
+                if was != setting.value and holder not in held.holders:
+                    # Perhaps a new namespace with the key of one that went away. Holders that live hold it again soon.
+                    held.holders.clear()
             _follow(held, was, governor, setting)
             if was == setting.value:
                 held.holders.add(holder)

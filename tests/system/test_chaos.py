@@ -18,11 +18,11 @@ from hyperplane.resources import EnvironmentState
 
 from .daemons import TestDaemon, declare, start
 from .others import UPLINK, Site, attempt, changes_of_environments, changes_of_the_vpc, passes
-from .support import Namespaces, devices, eventually, ip, ip_json, namespaces, run_in
+from .support import PATIENCE, Namespaces, devices, eventually, ip, ip_json, namespaces, run_in
 
 SEED = int(os.environ.get("HYPERPLANE_CHAOS", "18"))
 SECONDS = float(os.environ.get("HYPERPLANE_CHAOS_SECONDS", "60"))
-QUIET = 2.0 * float(os.environ.get("HYPERPLANE_PATIENCE", "1"))  # seconds in which everything must pass again
+QUIET = 2.0 * PATIENCE  # seconds in which everything must pass again
 
 
 def set_back_what_is_theirs(site: Site) -> None:

@@ -169,6 +169,18 @@ def test_a_namespace_that_is_gone_is_forgotten(sysctls: Sysctls) -> None:
     assert sysctls[UPLINK.path] == "0"
 
 
+def test_a_new_namespace_with_the_key_of_one_that_was_not_forgotten(sysctls: Sysctls) -> None:
+    held = Settings()
+    held.hold(KEY, UPLINK, "of the old one")
+    sysctls[UPLINK.path] = "0"
+    held.hold(KEY, UPLINK, "a")
+    held.hold(KEY, UPLINK, "b")
+    held.release(KEY, UPLINK, "a", restore=True)
+    assert sysctls[UPLINK.path] == "1"
+    held.release(KEY, UPLINK, "b", restore=True)
+    assert sysctls[UPLINK.path] == "0"
+
+
 @pytest.mark.parametrize(
     ("device", "name"), [("up0", "net.ipv4.conf.up0.forwarding"), ("eth0.5", "net.ipv4.conf.eth0/5.forwarding")]
 )
