@@ -27,7 +27,6 @@ from hyperplane.linux import tun
 from hyperplane.linux.eni import create_eni, withdraw_eni
 from hyperplane.linux.jobs import HalfWay, Jobs
 from hyperplane.linux.namespaces import Namespace, NamespaceThreads, open_namespace, raise_descriptor_limit
-from hyperplane.linux.processes import Token
 from hyperplane.linux.reaper import THREADS_AT_THE_END, Reaper, close_all
 from hyperplane.linux.tunnel import make_tunnel, take_tunnel
 from hyperplane.linux.upkeep import Upkeep
@@ -62,7 +61,7 @@ class Attachments:
         self._engine: Engine | None = None
         self._thread_count = checks.integer("threads", threads, 1, 64)
         self._in_loop = checks.instance("in_loop", in_loop, bool)
-        self._observer = checks.instance("observer", observer, Observer) if observer else Observer()
+        self._observer = checks.instance("observer", observer or Observer(), Observer)
         self._enis: dict[Eni, OpenEni] = {}
         self._places = Places()
         self._closing: asyncio.Task[None] | None = None
@@ -162,10 +161,10 @@ class Attachments:
             opened = await self._jobs.run(make, undo=self._unmake_eni)
             try:
                 self._check_open()
-                self._watch.add(opened.eni, opened.device.namespace)
+                self._watch.add(opened, opened.device.namespace)
                 await asyncio.wait((self._upkeep.add_eni(opened, opened.device.namespace),))
             except BaseException:
-                self._watch.remove(opened.eni)
+                self._watch.remove(opened)
                 self._upkeep.remove(opened)
                 await asyncio.wrap_future(await self._jobs.do(self._unmake_eni, opened))
                 raise
@@ -302,8 +301,7 @@ class Attachments:
         except BaseException as error:
             raise HalfWay(error, self._reaper.close(made.fd)) from None
         timings = Timings(begun - plan.asked, made.opened, made.configured, time.perf_counter() - told, made.kernel)
-        shape = plan.shape if made.namespace else None
-        return Made(made.fd, made.device, made.namespace, shape, tunnel, timings)
+        return Made(made.fd, made.device, made.namespace, plan.shape if made.namespace else None, tunnel, timings)
 
     def _unmake(self, made: Made) -> Future[None]:
         # Refused when the caller closed the engine or removed the tunnel: then it has let go of the descriptor too.
@@ -356,7 +354,7 @@ class Attachments:
         return opened.end
 
     async def _end_eni(self, opened: OpenEni, reason: str) -> None:
-        self._watch.remove(opened.eni)
+        self._watch.remove(opened)
         self._upkeep.remove(opened)
         await self._jobs.settled()
         await asyncio.gather(*(self._begin_end(one, reason) for one in tuple(opened.attachments)))
@@ -366,11 +364,8 @@ class Attachments:
             opened.ended.set_result(reason)
         await asyncio.wrap_future(closing)
 
-    def _namespace_gone(self, token: Token, reason: str) -> None:
-        if isinstance(token, Attachment):
-            self._begin_end(token, reason)
-        elif isinstance(token, Eni) and token in self._enis:
-            self._begin_eni_end(self._enis[token], f"the VPC's {reason}")
+    def _namespace_gone(self, token: Any, reason: str) -> None:
+        self._lost(token, reason if isinstance(token, Attachment) else f"the VPC's {reason}")
 
     def _lost(self, token: OpenEni | Attachment, reason: str) -> None:
         if isinstance(token, Attachment):
