@@ -18,6 +18,8 @@ from ipaddress import IPv4Address
 from pathlib import PurePath
 from typing import Any
 
+from msgspec.structs import replace
+
 from hyperplane.control import Attach, TunnelSpec
 from hyperplane.daemon.eni_actuator import EniActuator
 from hyperplane.daemon.fresh import FreshNamespaces
@@ -72,16 +74,22 @@ class Actuator:
     # Environments
 
     def attach(
-        self, action: Attach, device: TunnelDevice | None, check: Callable[[Namespace], None] | None = None
+        self,
+        action: Attach,
+        device: TunnelDevice | None,
+        check: Callable[[Namespace], None] | None = None,
+        *,
+        again: bool = False,
     ) -> Attached:
-        """device: what was handed in. Raises what make_tunnel() and RemoteEngine.add() raise;
-        HalfWay with one of these once the device was made. Then nothing is left of it."""
+        """device: what was handed in. again: its routes go before those that others have made since. Raises what
+        make_tunnel() and RemoteEngine.add() raise; HalfWay with one of these once the device was made. Then nothing is
+        left of it."""
         begun = time.perf_counter()
         environment = action.environment
         if device is None and action.descriptor:
             raise InvalidValue("the descriptor is gone", resource=environment.id, remedy="start it again")
         if device is None:
-            device = self._make(action, check)
+            device = self._make(action, check, again=again)
         self._point("tunnel device made")
         asking = time.perf_counter()
         try:
@@ -95,12 +103,13 @@ class Actuator:
         self._point("tunnel told")
         return Attached(device, begun, engine)
 
-    def _make(self, action: Attach, check: Callable[[Namespace], None] | None) -> TunnelDevice:
-        environment, shape = action.environment, shape_of(action.tunnel)
+    def _make(self, action: Attach, check: Callable[[Namespace], None] | None, *, again: bool) -> TunnelDevice:
+        environment, wanted = action.environment, shape_of(action.tunnel)
+        shape = replace(wanted, routes=()) if again else wanted
         try:
             # A fresh one that was attached before has a namespace.
             if target := action.namespace or environment.namespace:
-                return make_tunnel(
+                made = make_tunnel(
                     target,
                     shape,
                     self._threads,
@@ -108,13 +117,24 @@ class Actuator:
                     vpc=self._enis.vpc_key(environment.eni),
                     check=partial(self._check, check, environment),
                 )
-            device = self._fresh.make(shape, action.dns)
+                if again and made.namespace:
+                    self._finish(made, made.namespace, wanted)
+                return made
+            device = self._fresh.make(wanted, action.dns)
             if device.namespace:
                 self.occupied.take_namespace(device.namespace, device.device, environment.id)
             return device
         except BaseException:
             self.occupied.release(environment.id)
             raise
+
+    def _finish(self, made: TunnelDevice, namespace: Namespace, shape: Shape) -> None:
+        """Raises HalfWay."""
+        try:
+            with open_namespace(namespace.path or namespace.name) as found, self._threads.inside(found.fd):
+                put_right(made.fd, shape)
+        except BaseException as error:
+            raise HalfWay(error, self._reaper.close(made.fd)) from None
 
     def prepare(self, id_: str, tunnel: TunnelSpec, dns: tuple[IPv4Address, ...] = ()) -> Namespace:
         """A fresh namespace with the tunnel of an environment that has yet to come: nobody is in it. dns: the VPC's.

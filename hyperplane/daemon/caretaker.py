@@ -149,13 +149,12 @@ class Caretaker:
         return report._replace(differences=(*lost, *report.differences))
 
     async def _remade(self, action: MakeEni) -> Namespace:
-        """Nothing is done about its environments meanwhile: their tunnels are not where they belong."""
+        """Nothing is done about its environments' tunnels meanwhile: they are not where they belong."""
         id_ = action.eni.id
         self._remaking.add(id_)
         try:
-            environments = self._control.list("environment", eni=id_)
-            await self._executor.settled(*(one.id for one in environments if self._attached(one.id)))
-            namespace: Namespace = await self._executor.run_for_eni(self._enis.remake, action)
+            async with self._executor.tunnels_of(id_):
+                namespace: Namespace = await self._executor.run_for_eni(self._enis.remake, action)
             return namespace
         finally:
             self._remaking.discard(id_)
@@ -177,7 +176,11 @@ class Caretaker:
             return NOTHING
         if found.state == "missing":
             log.warning("the device of an environment is made again", environment=id_, reason=found.reason)
-            fd = await self._executor.run(self._engine.remove, id_)
+            async with self._executor.tunnels_of(environment.eni):
+                again: Found = await self._executor.run_for_eni(self._actuator.inspect, action, kept, self._threads)
+                if again.state != "missing":  # its ENI was being made again
+                    return Report(again=0.0)
+                fd = await self._executor.run(self._engine.remove, id_)
             closing = asyncio.wrap_future(self._reaper.close(fd)) if fd >= 0 else None
             self._executor.reattach(environment, closing)
             return Report((Difference("device", found.reason, environment.device),))

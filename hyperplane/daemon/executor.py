@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, assert_never
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -92,18 +93,17 @@ class Executor:
         self._pool = pool
         self._drains = Drains(actuator, self._turns, reader, point)
         self._point = point
+        self._tunnels: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._starts: dict[str, Start] = {}
         self._ends: dict[str, asyncio.Future[None]] = {}  # of environments that somebody waits for
 
     # For the service
 
     @property
-    def busy(self) -> bool:
-        """Whether anything waits for a thread or is done in one."""
+    def busy(self) -> bool:  # whether anything waits for a thread or is done in one
         return self._turns.working
 
-    def under_way(self, id_: str) -> bool:
-        """Whether something is being done about a resource."""
+    def under_way(self, id_: str) -> bool:  # whether something is being done about a resource
         return id_ in self._turns or id_ in self._eni_turns
 
     def check_room(self) -> None:
@@ -116,13 +116,11 @@ class Executor:
         """To be called in the turn of the event loop in which the environment was decided."""
         self._starts[environment] = start
 
-    def joined(self, environment: str) -> asyncio.Future[Environment] | None:
-        """The answer to the start that is under way."""
+    def joined(self, environment: str) -> asyncio.Future[Environment] | None:  # to the start that is under way
         start = self._starts.get(environment)
         return start.answer if start else None
 
-    def ended(self, environment: str) -> asyncio.Future[None]:
-        """Done when it has ended."""
+    def ended(self, environment: str) -> asyncio.Future[None]:  # done when it has ended
         return self._ends.setdefault(environment, asyncio.get_running_loop().create_future())
 
     def carry(self, action: Action) -> None:
@@ -183,6 +181,10 @@ class Executor:
         """Waits for what is under way at this moment about these resources."""
         await self._turns.settled(*ids)
         await self._eni_turns.settled(*ids)
+
+    def tunnels_of(self, eni: str) -> asyncio.Lock:
+        """Held by who takes tunnels of an ENI out of the engine, or makes them again."""
+        return self._tunnels.setdefault(eni, asyncio.Lock())
 
     def in_turn(self, kind: Kind, id_: str, work: Callable[[], Awaitable[T]]) -> asyncio.Future[T]:
         """What work comes to, begun after what is under way about that resource."""
@@ -292,7 +294,7 @@ class Executor:
             start.answer.set_exception(ResourceConflict(message, resource=id_, remedy=remedy))
 
     def reattach(self, environment: Environment, closing: asyncio.Future[None] | None) -> None:
-        """For one that lost its device while its namespace lives. closing: done when the old device is gone."""
+        """For one that lost its device while its namespace lives. closing: done when that is gone."""
         self._turns.then(environment.id, self._reattach(environment, closing))
 
     async def _reattach(self, environment: Environment, closing: asyncio.Future[None] | None) -> None:
@@ -305,7 +307,9 @@ class Executor:
             if current is None or current.state is not EnvironmentState.ATTACHED:
                 return
             try:
-                attached = await self._turns.run(self._actuator.attach, control.attach_action(id_), None)
+                async with self.tunnels_of(environment.eni):
+                    action = control.attach_action(id_)
+                    attached = await self._turns.run(self._actuator.attach, action, None, again=True)
                 self.watch.remove(("environment", id_))
                 await self._watch_environment(environment, attached.namespace)
                 return

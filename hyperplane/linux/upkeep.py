@@ -27,6 +27,7 @@ DEBOUNCE: Final = 0.05  # seconds from a notification until its namespace is loo
 INTERVAL: Final = 0.5  # seconds between two looks at an ENI without a notification
 IDLE: Final = 20  # times what looks at all ENIs take is the time until the next: a twentieth of a processor at most
 BREATH: Final = 4  # times what looks take is the time until the next: a fifth of a processor at most, whatever happens
+COST: Final = 0.005  # seconds of a processor that a look takes at most: what is longer was waiting, for ARP say
 SWEEP: Final = 0.5  # seconds that a look at all environments takes at least
 SWEEP_IDLE: Final = 50  # times what looks at environments take
 CHUNK: Final = 8  # environments looked at in one go
@@ -163,10 +164,11 @@ class Upkeep:
                 kept.dirty = True
             due = [(token, kept) for token, kept in self._enis.items() if _due(kept, begun)]
             await asyncio.gather(*(self._look_at(token, kept) for token, kept in due))
-            took = self._loop.time() - begun
+            over = self._loop.time()
+            cost = min(over - begun, COST * len(due))
             if every:
-                next_all = begun + took + max(INTERVAL, IDLE * took)
-            await asyncio.sleep(BREATH * took)  # notifications may come without an end
+                next_all = over + max(INTERVAL, IDLE * cost)
+            await asyncio.sleep(BREATH * cost)  # notifications may come without an end
             self._wake.clear()
             if any(kept.dirty and kept.not_before <= self._loop.time() for kept in self._enis.values()):
                 continue  # they came meanwhile
@@ -209,7 +211,7 @@ class Upkeep:
                             await self._look_at(token, one)
                         else:
                             self._take(token, one, Report())
-                await asyncio.sleep(SWEEP_IDLE * (self._loop.time() - now))
+                await asyncio.sleep(SWEEP_IDLE * min(self._loop.time() - now, COST * len(kept)))
             await asyncio.sleep(max(SWEEP - (self._loop.time() - begun), DEBOUNCE))
 
     # What came of a look
